@@ -1,0 +1,80 @@
+"""Log-probabilities of targets, by whichever layout the model can read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tuneline.attention import Segments, reading_trees
+from tuneline.heads import Objective, Question, TargetHead
+from tuneline.models.layouts import output_head, pad_token_id
+from tuneline.trees import PromptTrees, pad_out
+
+
+class TargetLogprobs(NamedTuple):
+    """What a model says of the targets of a batch. All (targets,), float32; only the first three carry gradients."""
+
+    logprobs: Tensor
+    losses: Tensor  # of the objective that was asked for; else zero
+    entropies: Tensor  # zero unless asked for
+    log_probability_mass: Tensor  # log of the summed squared probabilities; zero unless asked for
+    is_top1: Tensor  # 1 where no token was likelier
+    mean_logits: Tensor  # mean over the vocabulary
+
+
+def token_logprobs(
+    model: nn.Module,
+    trees: PromptTrees,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    with_probability_mass: bool = False,
+    objective: Objective | None = None,
+) -> TargetLogprobs:
+    """Log-probability of every target given what precedes it in its sequence.
+
+    Args:
+        model: a causal language model, wrapped or not (DDP, FSDP, PEFT), that went through `prepare_for_trees`.
+        temperature: divides the logits.
+        objective: a loss a target (`nll`, or `dft` of Wu et al. 2025, arXiv:2508.05629) whose summed gradient is made in the
+            forward pass; a third less work in the head than through `logprobs`.
+    """
+    question = Question(trees.target_ids, temperature, with_entropy, with_probability_mass, objective)
+    head = output_head(model)
+    if not isinstance(head, TargetHead):
+        return _padded_logprobs(model, trees, question)
+    segments = Segments(trees.segments, trees.num_tokens)
+    with head.asked(question), reading_trees():
+        answers = model(
+            input_ids=trees.input_ids,
+            position_ids=trees.position_ids,
+            segments=segments,
+            logits_to_keep=trees.target_positions,
+            use_cache=False,
+        ).logits
+    return TargetLogprobs(*answers[0].float().unbind(-1))
+
+
+def _padded_logprobs(model: nn.Module, trees: PromptTrees, question: Question) -> TargetLogprobs:
+    rows = pad_out(trees, pad_token_id(model))
+    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+    raw = output.logits[rows.target_rows, rows.target_columns].float()  # (targets, vocab)
+    log_p = (raw / question.temperature).log_softmax(-1)
+    logprobs = log_p.gather(1, trees.target_ids[:, None])[:, 0]
+    zeros = torch.zeros_like(logprobs)
+    weights = logprobs.detach().exp() if question.objective == "dft" else torch.ones_like(logprobs)
+    return TargetLogprobs(
+        logprobs,
+        -weights * logprobs if question.objective else zeros,
+        -(log_p.exp() * log_p).sum(-1) if question.with_entropy else zeros,
+        (2 * log_p.detach()).logsumexp(-1) if question.with_probability_mass else zeros,
+        (log_p.detach().amax(-1) <= logprobs.detach()).float(),
+        raw.detach().mean(-1),
+    )
+
+
+def sum_by_sequence(values: Tensor, trees: PromptTrees) -> Tensor:
+    """(targets,) to (sequences,): the sum over the targets of each sequence, zero for one without targets."""
+    return values.new_zeros(trees.num_sequences).index_add(0, trees.sequence_ids, values)

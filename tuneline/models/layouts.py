@@ -1,0 +1,106 @@
+"""Which layout a model can read: prompt trees, or padded rows. Decided here and nowhere else, from what the model is."""
+
+from __future__ import annotations
+
+import inspect
+
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneline.attention import TREE_ATTENTION
+from tuneline.errors import ModelError
+from tuneline.heads import ScoreHead, TargetHead
+from tuneline.logging import get_logger
+
+logger = get_logger(__name__)
+
+_READABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def prepare_for_trees(model: nn.Module) -> bool:
+    """Let a causal language model or a one-label sequence classifier read prompt trees, in place.
+
+    Its attention and its head are exchanged for ones that share its parameters; generation and padded calls stay as they were.
+
+    Returns:
+        Whether it can. If not it is left alone, the reason is logged, and it takes padded rows.
+
+    Raises:
+        ModelError: adapters on the output head, which reads its weight directly.
+    """
+    base = base_model(model)
+    head_name = _head_name(base)
+    if isinstance(getattr(base, head_name, None), TargetHead | ScoreHead):
+        return True
+    reason = _why_not(base, head_name)
+    if reason:
+        logger.info("%s takes padded rows, not prompt trees: %s", type(base).__name__, reason)
+        return False
+    head = getattr(base, head_name)
+    if not isinstance(head, nn.Linear) or type(head).__module__.startswith("peft"):
+        raise ModelError(
+            f"the output head {head_name!r} of {type(base).__name__} is wrapped by an adapter ({type(head).__name__}), and its "
+            f"weight is read directly; leave {head_name!r} out of target_modules and modules_to_save."
+        )
+    base.set_attn_implementation(TREE_ATTENTION)
+    setattr(base, head_name, (ScoreHead if head_name == "score" else TargetHead).sharing(head))
+    logger.info("%s reads prompt trees", type(base).__name__)
+    return True
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside DDP, FSDP, torch.compile and PEFT wrappers."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The language-model head."""
+    return base_model(model).get_output_embeddings()
+
+
+def score_head(model: nn.Module) -> nn.Module | None:
+    """The classification head of a decoder, also where PEFT keeps a trained copy of it; None for an encoder."""
+    head = getattr(base_model(model), "score", None)
+    return _trained_copy(head) if head is not None else None
+
+
+def pad_token_id(model: nn.Module) -> int:
+    token_id = base_model(model).config.get_text_config().pad_token_id
+    return 0 if token_id is None else token_id
+
+
+def _trained_copy(head: nn.Module) -> nn.Module:
+    copies = getattr(head, "modules_to_save", None)
+    return head if copies is None else copies[head.active_adapters[0]]
+
+
+def _head_name(model: nn.Module) -> str:
+    if "SequenceClassification" in type(model).__name__:
+        return "score"
+    head = model.get_output_embeddings()
+    return next((name for name, child in model.named_children() if child is head), "lm_head")
+
+
+def _why_not(model: PreTrainedModel, head_name: str) -> str | None:
+    """The reason why a model cannot read trees, or None."""
+    config = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention is not built on transformers' AttentionInterface"
+    if not hasattr(model, head_name):
+        return f"it has no {head_name!r}, so it is not a decoder"
+    if head_name != "score" and "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return "its forward takes no logits_to_keep"
+    if model.config is not config or hasattr(model.config, "vision_config"):
+        return "it reads more than text"
+    other_layers = set(getattr(config, "layer_types", None) or ()) - _READABLE_LAYERS
+    if other_layers:
+        return f"it has layers of type {', '.join(sorted(other_layers))}"
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return f"its {name} acts outside attention and head"
+    return None

@@ -1,0 +1,28 @@
+"""Scores of whole sequences by a reward model, by whichever layout the model can read."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tuneline.attention import Segments, reading_trees
+from tuneline.heads import ScoreHead
+from tuneline.models.layouts import pad_token_id, score_head
+from tuneline.trees import PromptTrees, pad_out
+
+
+def sequence_scores(model: nn.Module, trees: PromptTrees) -> Tensor:
+    """(sequences,), float32: the score at each sequence's last token.
+
+    Args:
+        model: `AutoModelForSequenceClassification` with one label that went through `prepare_for_trees`.
+    """
+    head = score_head(model)
+    if not isinstance(head, ScoreHead):
+        rows = pad_out(trees, pad_token_id(model))
+        return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, 0].float()
+    segments = Segments(trees.segments, trees.num_tokens)
+    with head.asked(trees.sequence_ends), reading_trees():
+        output = model(
+            input_ids=trees.input_ids, position_ids=trees.position_ids, segments=segments, use_cache=False
+        )
+    return output.logits[0].float()
