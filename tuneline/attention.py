@@ -114,7 +114,13 @@ def tree_attention(
 
 
 def _attend_by_segment(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None, dropout: float, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
 ) -> Tensor:
     gqa = query.shape[1] != key.shape[1]
     # split, not slices: the gradient of a split is one concatenation, that of each slice a row of zeros

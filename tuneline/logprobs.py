@@ -22,6 +22,7 @@ class TargetLogprobs(NamedTuple):
     log_probability_mass: Tensor  # log of the summed squared probabilities; zero unless asked for
     is_top1: Tensor  # 1 where no token was likelier
     mean_logits: Tensor  # mean over the vocabulary
+    aux_loss: Tensor | None = None  # (), the load-balancing loss of a mixture of experts, where asked for
 
 
 def token_logprobs(
@@ -31,6 +32,7 @@ def token_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
     with_probability_mass: bool = False,
+    with_aux_loss: bool = False,
     objective: Objective | None = None,
 ) -> TargetLogprobs:
     """Log-probability of every target given what precedes it in its sequence.
@@ -41,25 +43,29 @@ def token_logprobs(
         objective: a loss a target (`nll`, or `dft` of Wu et al. 2025, arXiv:2508.05629) whose summed gradient is made in the
             forward pass; a third less work in the head than through `logprobs`.
     """
+    router = {"output_router_logits": True} if with_aux_loss else {}
     question = Question(trees.target_ids, temperature, with_entropy, with_probability_mass, objective)
     head = output_head(model)
     if not isinstance(head, TargetHead):
-        return _padded_logprobs(model, trees, question)
+        return _padded_logprobs(model, trees, question, router)
     segments = Segments(trees.segments, trees.num_tokens)
     with head.asked(question), reading_trees():
-        answers = model(
+        output = model(
             input_ids=trees.input_ids,
             position_ids=trees.position_ids,
             segments=segments,
             logits_to_keep=trees.target_positions,
             use_cache=False,
-        ).logits
-    return TargetLogprobs(*answers[0].float().unbind(-1))
+            **router,
+        )
+    return TargetLogprobs(*output.logits[0].float().unbind(-1), output.aux_loss if with_aux_loss else None)
 
 
-def _padded_logprobs(model: nn.Module, trees: PromptTrees, question: Question) -> TargetLogprobs:
+def _padded_logprobs(
+    model: nn.Module, trees: PromptTrees, question: Question, router: dict[str, bool]
+) -> TargetLogprobs:
     rows = pad_out(trees, pad_token_id(model))
-    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **router)
     raw = output.logits[rows.target_rows, rows.target_columns].float()  # (targets, vocab)
     log_p = (raw / question.temperature).log_softmax(-1)
     logprobs = log_p.gather(1, trees.target_ids[:, None])[:, 0]
@@ -72,6 +78,7 @@ def _padded_logprobs(model: nn.Module, trees: PromptTrees, question: Question) -
         (2 * log_p.detach()).logsumexp(-1) if question.with_probability_mass else zeros,
         (log_p.detach().amax(-1) <= logprobs.detach()).float(),
         raw.detach().mean(-1),
+        output.aux_loss if router else None,
     )
 
 

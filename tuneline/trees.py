@@ -38,14 +38,18 @@ class PromptTrees:
 
     input_ids: Tensor  # (1, tokens)
     position_ids: Tensor  # (1, tokens)   restart at 0 in each tree; a branch goes on from its prompt's end
-    segments: Tensor  # (segments, 4) start, end, and the start and end of the prompt it continues (its own, for a prompt)
+    segments: (
+        Tensor  # (segments, 4) start, end, and the start and end of the prompt it continues (its own, for a prompt)
+    )
     target_positions: Tensor  # (targets,)    where the hidden state that predicts each target lies
     target_ids: Tensor  # (targets,)
     sequence_ids: Tensor  # (targets,)    the sequence each target belongs to
     sequence_ends: Tensor  # (sequences,)  position of the last token of each sequence
     sequence_lengths: Tensor  # (sequences,)  tokens of each sequence, its prompt included
     tree_ids: Tensor  # (sequences,)  the tree each sequence belongs to
-    columns: Mapping[str, Tensor] = field(default_factory=dict)  # what else travels with the batch, one value a tree or sequence
+    columns: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # what else travels with the batch, one value a tree or sequence
 
     @property
     def num_sequences(self) -> int:
@@ -76,6 +80,25 @@ class PromptTrees:
     def pin_memory(self) -> PromptTrees:
         pinned = {f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.name != "columns"}
         return replace(self, **pinned, columns={name: column.pin_memory() for name, column in self.columns.items()})
+
+    def first(self, num_trees: int) -> PromptTrees:
+        """The first trees of the row, at least one; columns must have one value a tree or sequence."""
+        num_sequences = int((self.tree_ids < num_trees).sum())
+        num_tokens = int(self.sequence_ends[:num_sequences].max()) + 1
+        num_targets = int((self.sequence_ids < num_sequences).sum())
+        kept = {len(self): num_trees, self.num_sequences: num_sequences}
+        return PromptTrees(
+            input_ids=self.input_ids[:, :num_tokens],
+            position_ids=self.position_ids[:, :num_tokens],
+            segments=self.segments[self.segments[:, 1] <= num_tokens],
+            target_positions=self.target_positions[:num_targets],
+            target_ids=self.target_ids[:num_targets],
+            sequence_ids=self.sequence_ids[:num_targets],
+            sequence_ends=self.sequence_ends[:num_sequences],
+            sequence_lengths=self.sequence_lengths[:num_sequences],
+            tree_ids=self.tree_ids[:num_sequences],
+            columns={name: column[: kept[len(column)]] for name, column in self.columns.items()},
+        )
 
     def target_counts(self) -> Tensor:
         """(sequences,): the number of targets of each sequence."""

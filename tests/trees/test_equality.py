@@ -109,7 +109,9 @@ def test_a_sliding_window_sees_what_it_sees_in_separate_sequences():
     assert prepare_for_trees(model)
     trees = random_trees()
     with torch.no_grad():
-        assert_close(token_logprobs(model, lay_out(trees)).logprobs, separate_logprobs(plain, trees), atol=1e-5, rtol=1e-5)
+        assert_close(
+            token_logprobs(model, lay_out(trees)).logprobs, separate_logprobs(plain, trees), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_bfloat16_stays_within_its_own_rounding():

@@ -1,0 +1,126 @@
+"""Models and tokenizers by name or folder, and what is done to them before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tuneline.errors import ConfigError, ModelError
+from tuneline.logging import get_logger
+
+logger = get_logger(__name__)
+
+REFERENCE_FILE = "reference.json"
+
+
+def resolve_model(path: str | Path) -> tuple[str, str | None]:
+    """The name and revision that a model folder stands for: its own path, or what its `reference.json` names."""
+    reference = Path(path) / REFERENCE_FILE
+    if not reference.is_file():
+        return str(path), None
+    named = json.loads(reference.read_text())
+    return named["name_or_path"], named.get("revision")
+
+
+def load_causal_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
+    """A causal language model in float32, unless `init_kwargs` names another dtype."""
+    return _load(AutoModelForCausalLM, name, init_kwargs, **kwargs)
+
+
+def load_reward_model(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
+    """A sequence classifier with one label, on the backbone of any model; a missing head is drawn anew."""
+    return _load(AutoModelForSequenceClassification, name, init_kwargs, num_labels=1, **kwargs)
+
+
+def _load(auto_class: Any, name: str, init_kwargs: dict[str, Any] | str | None, **kwargs: Any) -> PreTrainedModel:
+    settings = json.loads(init_kwargs) if isinstance(init_kwargs, str) else dict(init_kwargs or {})
+    settings = {"dtype": torch.float32, **kwargs, **settings}
+    if isinstance(settings["dtype"], str) and settings["dtype"] != "auto":
+        settings["dtype"] = getattr(torch, settings["dtype"], None)
+        if not isinstance(settings["dtype"], torch.dtype):
+            raise ConfigError(
+                f"model_init_kwargs: dtype={init_kwargs!r} is no torch dtype; use float32, bfloat16 or 'auto'."
+            )
+    if settings.get("use_safetensors") is None:
+        settings["use_safetensors"] = True
+    try:
+        return auto_class.from_pretrained(name, **settings)
+    except OSError as error:
+        raise ModelError(f"cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a tokenizer from {name!r} ({str(error).splitlines()[0]}); pass one as processing_class."
+        ) from error
+
+
+def set_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, pad_token: str | None) -> None:
+    """Set the end and padding tokens by name; without a padding token, the end token pads.
+
+    Nothing is masked by token id, so a shared token does no harm.
+    """
+    for role, token in (("eos_token", eos_token), ("pad_token", pad_token)):
+        if token is None:
+            continue
+        if token not in tokenizer.get_vocab():
+            raise ConfigError(f"{role}={token!r} is not in the tokenizer's vocabulary; name a token that it knows.")
+        setattr(tokenizer, role, token)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def take_chat_template(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give a tokenizer the chat template of a .jinja file, or the template and special tokens of another tokenizer."""
+    if path.endswith(".jinja"):
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        return
+    source = load_tokenizer(path)
+    if source.chat_template is None:
+        raise ConfigError(f"chat_template_path={path!r}: that tokenizer has no chat template; name one that has.")
+    tokenizer.chat_template = source.chat_template
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([t for t in source.added_tokens_decoder.values() if t.content not in known])
+    tokenizer.eos_token = source.eos_token
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def add_adapter(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
+    """Wrap a model with a new adapter; a model that has one already is merged first, as its weights are the start."""
+    if peft_config is None:
+        return model
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+        logger.info("merged the model's adapter before adding a new one")
+    return get_peft_model(model, peft_config)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to zero, in the modules and in the configuration that attention reads."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

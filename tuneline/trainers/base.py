@@ -1,0 +1,237 @@
+"""What every trainer shares: `transformers.Trainer` with one normalisation of the loss, exact metrics and prompt-tree batches.
+
+A trainer writes `loss(model, trees)`, one value an item (token, pair, sequence), and `num_items(trees)`. The loss of an
+optimizer step is the sum over its items divided by their number in the whole step, over all micro-batches and processes, so
+results do not depend on how a batch was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from tuneline.data.tokenize import Tokenized
+from tuneline.errors import ConfigError, DataError
+from tuneline.logging import get_logger
+from tuneline.metrics import Metrics, Recorded
+from tuneline.models.layouts import prepare_for_trees
+from tuneline.models.loading import load_tokenizer, set_special_tokens, take_chat_template
+from tuneline.trainers.base_config import BaseConfig
+from tuneline.trees import PromptTrees
+
+logger = get_logger(__name__)
+
+Rows = Dataset | IterableDataset
+Mode = Literal["train", "eval"]
+
+
+class BaseTrainer(Trainer):
+    """Base of all trainers. The constructor takes a model and rows that are ready; subclasses make them so."""
+
+    loss_is_scaled_for_ga = True
+    args: BaseConfig
+
+    def __init__(self, model: nn.Module, args: BaseConfig, **kwargs: Any):
+        prepare_for_trees(model)
+        args.remove_unused_columns = False  # the collators know which columns they read
+        args.include_num_input_tokens_seen = "no"  # counted here, from trees
+        self.mode: Mode = "train"
+        self.metrics: dict[Mode, Metrics] = {"train": Metrics(), "eval": Metrics()}
+        self._new_tokens: Tensor | None = None
+        self._counted = True
+        super().__init__(model=model, args=args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"one process sees {self.args.n_gpu} GPUs, and DataParallel is not supported; start one process a GPU with "
+                "`accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
+            )
+        self.add_callback(_LogAtSaves())
+
+    # What a method writes
+
+    def loss(self, model: nn.Module, trees: PromptTrees) -> Tensor:
+        """(items,): the loss of each item of a batch."""
+        raise NotImplementedError
+
+    def num_items(self, trees: PromptTrees) -> Tensor | int:
+        """Items of a batch: what its loss is a mean over."""
+        raise NotImplementedError
+
+    def count_step(self, batches: list[PromptTrees]) -> None:
+        """See all micro-batches of an optimizer step before the first of them is computed."""
+
+    # What all share
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[PromptTrees], num_batches: int, device: torch.device
+    ) -> tuple[list[PromptTrees], Tensor]:
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        num_items = sum(torch.as_tensor(self.num_items(batch), device=device) for batch in batches)
+        num_tokens = sum(batch.sequence_lengths.sum() for batch in batches)
+        counts = torch.stack([torch.as_tensor(n, device=device) for n in (num_items, num_tokens)])
+        num_items, num_tokens = self.accelerator.reduce(counts, "sum")
+        self._new_tokens = num_tokens if self._new_tokens is None else self._new_tokens + num_tokens
+        self.count_step(batches)
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: PromptTrees,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        with torch.autograd.graph.save_on_cpu() if self.args.activation_offloading else nullcontext():
+            losses = self.loss(model, inputs)
+        if num_items_in_batch is None:
+            loss = losses.sum() / torch.as_tensor(self.num_items(inputs)).clamp(min=1)
+        else:
+            loss = (losses.sum() / num_items_in_batch * self.accelerator.num_processes).to(losses.dtype)
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        trees: PromptTrees = inputs.to(self.args.device)
+        num_real = self._num_real_trees(len(trees))
+        if 0 < num_real < len(trees):
+            trees = trees.first(num_real)
+        num_items = torch.as_tensor(self.num_items(trees), device=self.args.device)
+        self._counted = num_real > 0
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.count_step([trees])
+            losses = self.loss(model, trees)
+        self.record({"loss": (losses.sum(), num_items)})
+        self._counted = True
+        return losses.sum() / num_items.clamp(min=1), None, None
+
+    def _num_real_trees(self, num_trees: int) -> int:
+        """Trees of an evaluation batch that are not repeats: the last batch is filled up so that all processes run alike."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return num_trees
+        before = self.accelerator.process_index * num_trees
+        return min(max(state.remainder - before, 0), num_trees)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self.mode = "eval"
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.mode = "train"
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        exact = self.metrics["eval"].flush(self.accelerator) | {"num_tokens": self.state.num_input_tokens_seen}
+        output.metrics.update({f"{prefix}_{name}": value for name, value in exact.items()})
+        return output
+
+    def add_aux_loss(self, losses: Tensor, aux_loss: Tensor | None) -> Tensor:
+        """(items,): losses with the load-balancing loss of a mixture of experts, weighed by the batch's share of the step."""
+        if aux_loss is None or self.args.router_aux_loss_coef is None:
+            return losses
+        self.record({"aux_loss": aux_loss})
+        return losses + self.args.router_aux_loss_coef * aux_loss
+
+    def record(self, values: Mapping[str, Recorded]) -> None:
+        """Add to the metrics of the current mode; see `Metrics.add`."""
+        self.metrics[self.mode].add(values, counted=self._counted)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            if self._new_tokens is not None:
+                self.state.num_input_tokens_seen += int(self._new_tokens)
+                self._new_tokens = None
+            logs.update(self.metrics["train"].flush(self.accelerator))
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 a parameter and token, forward and backward, as transformers counts; prompts that are shared count once."""
+        return 6 * inputs.num_tokens * sum(p.numel() for p in self.model.parameters())
+
+
+class _LogAtSaves(TrainerCallback):
+    """A checkpoint is a log line too: the running metrics are empty there, so that a resumed run logs what the whole one did."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if control.should_save:
+            control.should_log = True
+        return control
+
+
+# What the constructors share
+
+
+def default_args(config_class: type, model: str | nn.Module, method: str) -> Any:
+    """A configuration with an output folder named after the model."""
+    name = model if isinstance(model, str) else model.config.name_or_path
+    return config_class(output_dir=f"{name.rstrip('/').split('/')[-1] or type(model).__name__}-{method}")
+
+
+def ready_tokenizer(
+    processing_class: Any,
+    model: nn.Module,
+    args: Any,
+    eos_token: str | None = None,
+    chat_template_path: str | None = None,
+) -> PreTrainedTokenizerBase:
+    if processing_class is None:
+        processing_class = load_tokenizer(model.config.name_or_path, trust_remote_code=args.trust_remote_code)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise ConfigError(
+            f"processing_class is a {type(processing_class).__name__}; pass a tokenizer (image processors are not supported)."
+        )
+    set_special_tokens(processing_class, eos_token, args.pad_token)
+    if chat_template_path is not None:
+        take_chat_template(model, processing_class, chat_template_path)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = processing_class.pad_token_id
+    return processing_class
+
+
+def tokenize_all(
+    tokenize: Callable[[Rows, bool], Tokenized], train_dataset: Rows | None, eval_dataset: Any
+) -> tuple[Rows | None, Any]:
+    """Tokenise the training set and the evaluation set or sets; what was cut or dropped is logged."""
+
+    def one(name: str, rows: Rows | None) -> Rows | None:
+        if rows is None:
+            return None
+        if not isinstance(rows, Dataset | IterableDataset):
+            raise DataError(f"{name} is a {type(rows).__name__}; pass a datasets.Dataset or IterableDataset.")
+        tokenized = tokenize(rows, name == "train_dataset")
+        logger.info("%s: %s", name, tokenized.report.describe())
+        return tokenized.dataset
+
+    if isinstance(eval_dataset, Mapping):
+        evaluation: Any = {key: one(f"eval_dataset[{key!r}]", rows) for key, rows in eval_dataset.items()}
+    else:
+        evaluation = one("eval_dataset", eval_dataset)
+    return one("train_dataset", train_dataset), evaluation
+
+
+def reject_compute_metrics(compute_metrics: Any, preprocess_logits_for_metrics: Any) -> None:
+    if compute_metrics is not None or preprocess_logits_for_metrics is not None:
+        raise ConfigError(
+            "compute_metrics and preprocess_logits_for_metrics read logits, which are never made; the metrics logged at each "
+            "evaluation are exact over the whole set, and a callback's on_evaluate can add others."
+        )
+
+
+def reject_prompt_learning(model: nn.Module) -> None:
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise ConfigError(
+            f"{model.active_peft_config.peft_type} puts virtual tokens before every row, which a row of trees has one of; "
+            "use LoRA or another adapter that changes weights."
+        )

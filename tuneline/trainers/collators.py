@@ -1,0 +1,53 @@
+"""From tokenised rows to the prompt trees of a micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from tuneline.trees import Branch, PromptTrees, Tree, lay_out
+
+Row = dict[str, Any]
+
+
+def collate_texts(rows: Sequence[Row]) -> PromptTrees:
+    """Rows of `input_ids` and `is_target`, and `seq_lengths` where several texts were packed in a row: a tree a text."""
+    trees = []
+    for row in rows:
+        start = 0
+        for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+            end = start + length
+            trees.append(Tree([], [Branch(row["input_ids"][start:end], row["is_target"][start:end])]))
+            start = end
+    return lay_out(trees)
+
+
+def collate_preferences(rows: Sequence[Row]) -> PromptTrees:
+    """Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`: a tree a pair, chosen and rejected in turns."""
+    trees = [Tree(row["prompt_ids"], [Branch(row["chosen_ids"]), Branch(row["rejected_ids"])]) for row in rows]
+    columns = {}
+    if "ref_chosen_logps" in rows[0]:
+        interleaved = [logp for row in rows for logp in (row["ref_chosen_logps"], row["ref_rejected_logps"])]
+        columns["ref_logps"] = torch.tensor(interleaved, dtype=torch.float32)
+    return lay_out(trees, columns)
+
+
+def collate_scored_pairs(rows: Sequence[Row]) -> PromptTrees:
+    """Rows of whole sequences `chosen_ids` and `rejected_ids`, and `margin` if any: what both begin with is shared."""
+    trees = []
+    for row in rows:
+        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
+        # the last token of each is where its score is read, so it is never shared
+        ends = min(len(chosen), len(rejected)) - 1
+        shared = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen[:ends], rejected[:ends], strict=True))
+        )
+        no_targets = [Branch(ids[shared:], [0] * (len(ids) - shared)) for ids in (chosen, rejected)]
+        trees.append(Tree(chosen[:shared], no_targets))
+    columns = {}
+    if "margin" in rows[0]:
+        columns["margin"] = torch.tensor([row["margin"] for row in rows], dtype=torch.float32)
+    return lay_out(trees, columns)

@@ -1,0 +1,98 @@
+"""Configuration of Direct Preference Optimization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from tuneline.errors import ConfigError
+from tuneline.trainers.base_config import BaseConfig
+
+LossType = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+_WITH_F_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+
+
+@dataclass
+class DPOConfig(BaseConfig):
+    """Options of `DPOTrainer`: names and defaults of TRL 1.16."""
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
+    truncation_mode: Literal["keep_start", "keep_end"] = field(
+        default="keep_start", metadata={"help": "Which end of a sequence over max_length is kept."}
+    )
+    padding_free: bool = field(
+        default=False, metadata={"help": "Accepted from TRL's configurations; rows of prompt trees have no padding."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "Ask the reference once, before training, and free it."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs a forward pass of the precomputation. None: the training batch size."}
+    )
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": "One loss, or several to be added: " + ", ".join(get_args(LossType))},
+    )
+    loss_weights: list[float] | None = field(default=None, metadata={"help": "A weight a loss. None: 1 each."})
+    ld_alpha: float | None = field(
+        default=None,
+        metadata={"help": "Weight of tokens past the shorter completion's length (LD-DPO, arXiv:2409.06411)."},
+    )
+    f_divergence_type: FDivergence = field(
+        default="reverse_kl",
+        metadata={"help": "Divergence that holds the policy near the reference (arXiv:2309.16240)."},
+    )
+    f_alpha_divergence_coef: float = field(default=0.5, metadata={"help": "Alpha of alpha_divergence."})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Assumed share of pairs labelled the wrong way round."}
+    )
+    beta: float = field(default=0.1, metadata={"help": "Strength of the pull towards the reference."})
+    use_weighting: bool = field(
+        default=False, metadata={"help": "Weigh pairs by the policy's probability (WPO, arXiv:2406.11827)."}
+    )
+    discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of discopop's blend (arXiv:2406.08414)."})
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Move the reference towards the policy (TR-DPO, arXiv:2404.09656)."}
+    )
+    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "The policy's share in a moved reference."})
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Optimizer steps between two moves of the reference."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        unknown = set(self.loss_type) - set(get_args(LossType))
+        if unknown:
+            raise ConfigError(f"loss_type={sorted(unknown)} is unknown; it can be {', '.join(get_args(LossType))}.")
+        if self.f_divergence_type not in get_args(FDivergence):
+            raise ConfigError(
+                f"f_divergence_type={self.f_divergence_type!r} is unknown; use one of {get_args(FDivergence)}."
+            )
+        if self.f_divergence_type != "reverse_kl" and set(self.loss_type) - _WITH_F_DIVERGENCE:
+            wrong = sorted(set(self.loss_type) - _WITH_F_DIVERGENCE)
+            raise ConfigError(
+                f"f_divergence_type={self.f_divergence_type!r} does not go with loss_type={wrong}; use 'reverse_kl', or losses "
+                f"among {sorted(_WITH_F_DIVERGENCE)}."
+            )
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ConfigError(
+                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} losses ({self.loss_type}); give one each."
+            )
+        if "exo_pair" in self.loss_type and self.label_smoothing == 0:
+            raise ConfigError("loss_type 'exo_pair' needs label_smoothing > 0 (its paper uses 1e-3); it is 0.")
+        if "robust" in self.loss_type and not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"loss_type 'robust' needs 0 <= label_smoothing < 0.5; it is {self.label_smoothing}.")
+        if self.use_weighting and set(self.loss_type) & {"aot", "aot_unpaired"}:
+            raise ConfigError("use_weighting=True does not go with the aot losses, which sort the pairs of a batch.")
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "sync_ref_model=True moves the reference, so precompute_ref_log_probs=True cannot hold; drop one."
+            )

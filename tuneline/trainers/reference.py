@@ -1,0 +1,123 @@
+"""The reference policy, in each of the shapes it can take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from tuneline.errors import ConfigError
+from tuneline.logprobs import token_logprobs
+from tuneline.models.layouts import prepare_for_trees
+from tuneline.trees import PromptTrees
+
+REFERENCE_ADAPTER = "ref"
+
+
+def add_reference_adapter(model: PeftModel) -> None:
+    """Keep a frozen copy of the adapter that training goes on from: the reference is the model as it came."""
+    active = model.active_adapter
+    model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
+    for name, parameter in list(model.named_parameters()):
+        if f".{active}." in name:
+            model.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}.")).data.copy_(parameter.data)
+    model.set_adapter(active)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+class Reference:
+    """What the reference policy says of the targets of a batch.
+
+    It is a model of its own, or, where none is given, the policy's own base: adapters off, or the adapter named `ref`.
+    """
+
+    def __init__(self, model: nn.Module | None, trainer: Trainer):
+        self.trainer = trainer
+        self.model = model
+        if model is not None:
+            prepare_for_trees(model)
+            model.eval().requires_grad_(False)
+            self.model = _prepared(model, trainer)
+
+    @torch.no_grad()
+    def logprobs(self, trees: PromptTrees) -> Tensor:
+        """(targets,), float32."""
+        if self.model is not None:
+            return token_logprobs(self.model, trees).logprobs
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        with _as_reference(policy):
+            return token_logprobs(self.trainer.model_wrapped, trees).logprobs
+
+
+@contextmanager
+def _as_reference(policy: PeftModel) -> Iterator[None]:
+    was_training = policy.training
+    policy.eval()
+    try:
+        if REFERENCE_ADAPTER in policy.peft_config:
+            active = policy.active_adapter
+            policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+            try:
+                yield
+            finally:
+                policy.set_adapter(active)
+        else:
+            with policy.disable_adapter():
+                yield
+    finally:
+        policy.train(was_training)
+
+
+def _prepared(model: nn.Module, trainer: Trainer) -> nn.Module:
+    """The reference sharded or placed as the policy is."""
+    if trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "a reference model of its own is not supported under DeepSpeed yet; set precompute_ref_log_probs=True or use FSDP."
+        )
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+class SyncReference(TrainerCallback):
+    """Move the reference towards the policy every few steps (TR-DPO, Gorbatovski et al. 2024, arXiv:2404.09656, eq. 8).
+
+    Checkpoints carry the moved reference, so that a resumed run goes on from it.
+    """
+
+    def __init__(self, reference: PreTrainedModel, accelerator: Accelerator, *, alpha: float, every: int):
+        self.reference, self.accelerator, self.alpha, self.every = reference, accelerator, alpha, every
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            policy = self.accelerator.unwrap_model(model)
+            torch._foreach_lerp_(list(self.reference.parameters()), list(policy.parameters()), self.alpha)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.reference.save_pretrained(self._folder(args, state))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            return
+        weights = self._folder(args, state) / "model.safetensors"
+        if not weights.is_file():
+            raise ConfigError(
+                f"cannot resume with sync_ref_model=True: {weights} is missing, so the moved reference is lost."
+            )
+        load_model(self.reference, weights)
+
+    @staticmethod
+    def _folder(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "reference"
