@@ -1,0 +1,194 @@
+"""What tokenising does to one batch of a dataset's rows, a function for each kind of trainer.
+
+Each gives one row for each that came in, with the number of tokens it keeps and of those it had: a row of which nothing
+is kept has empty columns, and the caller drops it. Called by `datasets` through `tuneline.data.tokenize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.data.formats import extract_prompt
+from tuneline.data.rendering import Rows, split_at_prompt, tokenize_values, tokenize_with_assistant_masks
+
+NUM_KEPT, NUM_WHOLE, REWRITTEN = "_num_tokens_kept", "_num_tokens", "_prompt_rewritten"
+_PASSED_THROUGH = ("margin", "ref_chosen_logps", "ref_rejected_logps")
+
+
+def sft_batch(
+    batch: dict[str, list],
+    indices: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    max_length: int | None,
+    keep_end: bool,
+    completion_only_loss: bool,
+    assistant_only_loss: bool,
+    formatting_func: Callable[[dict[str, Any]], str] | None,
+    eos_token: str | None,
+    chat_template: str | None,
+    revision: int,
+) -> dict[str, list]:
+    rows = Rows(batch, indices)
+    rewritten = [0] * len(rows)
+    if source == "input_ids":
+        ids, targets = batch["input_ids"], _targets_given(rows, completion_only_loss)
+    else:
+        if source == "formatted":
+            assert formatting_func is not None
+            values: list[Any] = [formatting_func(_row(batch, i)) for i in range(len(rows))]
+        elif source == "prompt":
+            values = rows.joined("prompt", "completion")
+        else:
+            values = rows.texts_or_messages(source)
+        if assistant_only_loss:
+            ids, masks = tokenize_with_assistant_masks(tokenizer, rows, values, chat_template=chat_template)
+        else:
+            ids = tokenize_values(tokenizer, rows, values, eos_token=eos_token, chat_template=chat_template)
+            masks = [[1] * len(tokens) for tokens in ids]
+        targets = [np.array(mask, dtype=np.int8) for mask in masks]
+        if source == "prompt":
+            for i, prompt in enumerate(_prompt_ids(tokenizer, rows, chat_template)):
+                shared = split_at_prompt(prompt, ids[i])
+                rewritten[i] = int(shared < len(prompt))
+                if completion_only_loss:
+                    targets[i][:shared] = 0
+    columns: dict[str, list] = {"input_ids": [], "is_target": [], NUM_KEPT: [], NUM_WHOLE: [], REWRITTEN: rewritten}
+    for tokens, target in zip(ids, targets, strict=True):
+        start = max(0, len(tokens) - max_length) if keep_end and max_length is not None else 0
+        end = None if max_length is None else start + max_length
+        cut, target = tokens[start:end], target[start:end]
+        target[:1] = 0
+        if not target.any():
+            cut, target = [], target[:0]
+        columns["input_ids"].append(cut)
+        columns["is_target"].append(target)
+        columns[NUM_KEPT].append(len(cut))
+        columns[NUM_WHOLE].append(len(tokens))
+    return columns
+
+
+def preference_batch(
+    batch: dict[str, list],
+    indices: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    keep_end: bool,
+    eos_token: str | None,
+    chat_template: str | None,
+    revision: int,
+) -> dict[str, list]:
+    columns: dict[str, list] = {name: [] for name in ("prompt_ids", "chosen_ids", "rejected_ids", NUM_KEPT, NUM_WHOLE)}
+    rewritten = [0] * len(indices)
+    if "chosen_ids" in batch:
+        prompts = batch.get("prompt_ids") or [[]] * len(indices)
+        triples = list(zip(prompts, batch["chosen_ids"], batch["rejected_ids"], strict=True))
+    else:
+        rows = _with_prompt(batch, indices)
+        chosen, rejected = (
+            tokenize_values(
+                tokenizer, rows, rows.joined("prompt", side), eos_token=eos_token, chat_template=chat_template
+            )
+            for side in ("chosen", "rejected")
+        )
+        prompts = _prompt_ids(tokenizer, rows, chat_template)
+        triples = []
+        for i, (prompt, c, r) in enumerate(zip(prompts, chosen, rejected, strict=True)):
+            shared = split_at_prompt(prompt, c, r)
+            rewritten[i] = int(shared < len(prompt))
+            triples.append((prompt[:shared], c[shared:], r[shared:]))
+    for prompt, c, r in triples:
+        if max_length is None:
+            kept = (prompt, c, r)
+        elif keep_end:
+            start = max(0, len(prompt) + max(len(c), len(r)) - max_length)
+            kept = (prompt[start:], c[-max_length:], r[-max_length:])
+        else:
+            room = max(0, max_length - len(prompt))
+            kept = (prompt, c[:room], r[:room])
+        if not kept[1] or not kept[2]:
+            kept = ([], [], [])
+        for name, tokens in zip(("prompt_ids", "chosen_ids", "rejected_ids"), kept, strict=True):
+            columns[name].append(tokens)
+        columns[NUM_KEPT].append(sum(map(len, kept)))
+        columns[NUM_WHOLE].append(len(prompt) + len(c) + len(r))
+    return columns | {REWRITTEN: rewritten} | {name: batch[name] for name in _PASSED_THROUGH if name in batch}
+
+
+def reward_batch(
+    batch: dict[str, list],
+    indices: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    eos_token: str | None,
+    chat_template: str | None,
+    revision: int,
+) -> dict[str, list]:
+    columns: dict[str, list] = {name: [] for name in ("chosen_ids", "rejected_ids", NUM_KEPT, NUM_WHOLE)}
+    if "chosen_ids" in batch:
+        sides = [batch["chosen_ids"], batch["rejected_ids"]]
+    else:
+        rows = _with_prompt(batch, indices) if "prompt" in batch else Rows(batch, indices)
+        sides = []
+        for side in ("chosen", "rejected"):
+            values = rows.joined("prompt", side) if "prompt" in rows.columns else rows.texts_or_messages(side)
+            sides.append(tokenize_values(tokenizer, rows, values, eos_token=eos_token, chat_template=chat_template))
+    for c, r in zip(*sides, strict=True):
+        whole = len(c) + len(r)
+        fits = c and r and (max_length is None or max(len(c), len(r)) <= max_length)
+        columns["chosen_ids"].append(c if fits else [])
+        columns["rejected_ids"].append(r if fits else [])
+        columns[NUM_KEPT].append(whole if fits else 0)
+        columns[NUM_WHOLE].append(whole)
+    passed = {"margin": batch["margin"]} if "margin" in batch else {}
+    return columns | {REWRITTEN: [0] * len(indices)} | passed
+
+
+def _with_prompt(batch: Mapping[str, list], indices: Sequence[int]) -> Rows:
+    """The batch with an explicit prompt; one in another notation than its completions is taken from these anew."""
+    prompts, chosen, rejected = [], [], []
+    for i in range(len(indices)):
+        row = {"chosen": batch["chosen"][i], "rejected": batch["rejected"][i]}
+        given = batch["prompt"][i] if "prompt" in batch else None
+        if given is not None and isinstance(given, str) == isinstance(row["chosen"], str):
+            row["prompt"] = given
+        else:
+            row = extract_prompt(row)
+        prompts.append(row["prompt"])
+        chosen.append(row["chosen"])
+        rejected.append(row["rejected"])
+    return Rows(dict(batch) | {"prompt": prompts, "chosen": chosen, "rejected": rejected}, indices)
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Rows, chat_template: str | None) -> list[list[int]]:
+    prompts = rows.texts_or_messages("prompt")
+    return tokenize_values(tokenizer, rows, prompts, add_generation_prompt=True, chat_template=chat_template)
+
+
+def _targets_given(rows: Rows, completion_only_loss: bool) -> list[np.ndarray]:
+    """(tokens,) a row: 1 where its labels, or all of its masks, say that a token counts."""
+    if "labels" in rows.columns:
+        masks = {"labels": [np.array(labels) != -100 for labels in rows.columns["labels"]]}
+    else:
+        names = ["assistant_masks"] + ["completion_mask"] * completion_only_loss
+        masks = {name: [np.array(m) != 0 for m in rows.columns[name]] for name in names if name in rows.columns}
+    targets = []
+    for i, ids in enumerate(rows.columns["input_ids"]):
+        target = np.ones(len(ids), dtype=np.int8)
+        for name, mask in masks.items():
+            if len(mask[i]) != len(ids):
+                raise rows.error(i, name, f"has {len(mask[i])} entries and 'input_ids' has {len(ids)}")
+            target &= mask[i].astype(np.int8)
+        targets.append(target)
+    return targets
+
+
+def _row(batch: Mapping[str, list], i: int) -> dict[str, Any]:
+    return {name: column[i] for name, column in batch.items()}

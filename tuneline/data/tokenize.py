@@ -1,0 +1,265 @@
+"""Datasets in TRL's formats as token ids: what each trainer reads, with an account of what was cut and dropped.
+
+One batched pass a dataset. Targets are told by position and never by token id, so a padding token that is also the EOS
+token stays a target. What `datasets` is given are module-level functions and plain arguments, so that its cache is
+found again in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.data.batches import NUM_KEPT, NUM_WHOLE, REWRITTEN, preference_batch, reward_batch, sft_batch
+from tuneline.data.formats import column_names
+from tuneline.data.rendering import require_eos
+from tuneline.errors import ConfigError, DataError
+from tuneline.logging import get_logger
+
+logger = get_logger(__name__)
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+
+_REVISION = 1  # enters the cache key of `datasets`; raise it whenever the tokens of a row change
+
+
+@dataclass(frozen=True)
+class TokenizationReport:
+    """What became of a dataset's rows and tokens; None where a stream cannot tell in advance.
+
+    A prompt that two completions share counts once.
+    """
+
+    num_rows: int | None
+    num_kept: int | None
+    num_truncated: int | None  # rows that were kept, cut at max_length
+    num_dropped: int | None  # rows with nothing to learn from, or too long
+    num_tokens: int | None  # tokens of what was kept
+    num_tokens_cut: int | None  # tokens cut off, or in rows that were dropped
+
+    def describe(self) -> str:
+        """One line for a log."""
+        if self.num_rows is None:
+            return "a stream: rows and tokens are counted as they come"
+        return (
+            f"{self.num_rows:,} rows: {self.num_kept:,} kept with {self.num_tokens:,} tokens, of which "
+            f"{self.num_truncated:,} truncated; {self.num_dropped:,} dropped; {self.num_tokens_cut:,} tokens cut"
+        )
+
+
+class Tokenized(NamedTuple):
+    """A dataset that a trainer can read, and what was lost on the way."""
+
+    dataset: Any  # Dataset or IterableDataset, as it came in
+    report: TokenizationReport
+
+
+def tokenize_for_sft(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    dataset_text_field: str = "text",
+    completion_only_loss: bool | None = None,
+    assistant_only_loss: bool = False,
+    formatting_func: Callable[[dict[str, Any]], str] | None = None,
+    eos_token: str | None = None,
+    truncation_mode: str = "keep_start",
+    chat_template: str | None = None,
+    num_proc: int | None = None,
+) -> Tokenized:
+    """Columns `input_ids` and `is_target` (1 for each token the loss counts; never the first, which nothing predicts).
+
+    Takes text, `messages`, ShareGPT `conversations`, `prompt` with `completion`, or `input_ids` with any of `labels`,
+    `completion_mask` and `assistant_masks`. Rows longer than `max_length` are cut; rows without a target go.
+
+    Args:
+        max_length: in tokens; None cuts nothing.
+        truncation_mode: `keep_start`, or `keep_end`, which cuts the beginning.
+        completion_only_loss: None means wherever there are completions.
+        formatting_func: makes the text of a row; its result goes before the other columns.
+
+    Raises:
+        DataError: no known format, a row that is none, or no target in any row.
+        ModelError: no chat template, no generation marks for `assistant_only_loss`, or no EOS token.
+    """
+    dataset, first = _checked(dataset)
+    if formatting_func is not None:
+        source = "formatted"
+    elif "input_ids" in first:
+        source = "input_ids"
+    elif "prompt" in first and "completion" in first:
+        source = "prompt"
+    else:
+        candidates = ("messages", "conversations", dataset_text_field)
+        found = [name for name in candidates if first.get(name) is not None]
+        if not found:
+            raise _unknown_format(first, f"{dataset_text_field!r}, 'messages', 'prompt' with 'completion', 'input_ids'")
+        source = found[0]
+    if completion_only_loss and source not in ("prompt", "input_ids"):
+        raise DataError(
+            f"completion_only_loss=True needs 'prompt' and 'completion'; the dataset has {', '.join(first)}. "
+            "Leave it unset, or use assistant_only_loss for messages."
+        )
+    if assistant_only_loss and source == "input_ids" and not {"assistant_masks", "labels"} & set(first):
+        raise DataError("assistant_only_loss=True needs 'assistant_masks' beside 'input_ids'; the dataset has none.")
+    standard = source == "formatted" or isinstance(first.get("completion" if source == "prompt" else source), str)
+    arguments = {
+        "tokenizer": tokenizer,
+        "source": source,
+        "max_length": max_length,
+        "keep_end": _keeps_end(truncation_mode),
+        "completion_only_loss": completion_only_loss is not False,
+        "assistant_only_loss": assistant_only_loss,
+        "formatting_func": formatting_func,
+        "eos_token": require_eos(tokenizer, eos_token) if standard else None,
+        "chat_template": chat_template,
+    }
+    return _map(dataset, sft_batch, arguments, num_proc)
+
+
+def tokenize_for_preference(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    eos_token: str | None = None,
+    truncation_mode: str = "keep_start",
+    chat_template: str | None = None,
+    num_proc: int | None = None,
+) -> Tokenized:
+    """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`: a prompt, and its completions alone.
+
+    Columns `margin`, `ref_chosen_logps` and `ref_rejected_logps` are kept. Without a `prompt` column the prompt is what
+    both sides begin with. Completions lose what lies beyond `max_length`, counted from the start of the prompt; rows
+    whose prompt leaves no room are dropped. With `keep_end` the prompt loses its beginning instead, as the longer side
+    needs it (TRL cuts each side by itself, which leaves the two with different prompts).
+
+    Raises: as `tokenize_for_sft`.
+    """
+    extra = {"keep_end": _keeps_end(truncation_mode)}
+    return _tokenize_pairs(dataset, tokenizer, preference_batch, max_length, eos_token, chat_template, num_proc, extra)
+
+
+def tokenize_for_reward(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    eos_token: str | None = None,
+    chat_template: str | None = None,
+    num_proc: int | None = None,
+) -> Tokenized:
+    """Columns `chosen_ids` and `rejected_ids` (whole sequences, prompts included); a column `margin` is kept.
+
+    A pair with a side longer than `max_length` is dropped: the score is read at the end of a sequence.
+
+    Raises: as `tokenize_for_sft`.
+    """
+    return _tokenize_pairs(dataset, tokenizer, reward_batch, max_length, eos_token, chat_template, num_proc, {})
+
+
+def _tokenize_pairs(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    function: Callable,
+    max_length: int | None,
+    eos_token: str | None,
+    chat_template: str | None,
+    num_proc: int | None,
+    extra: dict[str, Any],
+) -> Tokenized:
+    dataset, first = _checked(dataset)
+    if "chosen_input_ids" in first and "chosen_ids" not in first:
+        dataset = dataset.rename_columns({"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"})
+        first = next(iter(dataset))
+    ready = {"chosen_ids", "rejected_ids"} <= set(first)
+    if not ready and not {"chosen", "rejected"} <= set(first):
+        raise _unknown_format(first, "'chosen' and 'rejected', with or without 'prompt'")
+    arguments = {
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "eos_token": require_eos(tokenizer, eos_token) if not ready and isinstance(first["chosen"], str) else None,
+        "chat_template": chat_template,
+        **extra,
+    }
+    return _map(dataset, function, arguments, num_proc)
+
+
+def _checked(dataset: AnyDataset) -> tuple[Any, dict[str, Any]]:
+    """The dataset read as plain Python values, and its first row."""
+    if isinstance(dataset, Dataset):
+        if dataset.format["type"] == "custom":
+            raise DataError(
+                "The dataset has a transform (`with_transform`), which tokenising would bake in; "
+                "apply it with `map` first, or pass token ids."
+            )
+        dataset = dataset.with_format(None)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise DataError("The dataset has no rows.")
+    return dataset, first
+
+
+def _unknown_format(first: Mapping[str, Any], expected: str) -> DataError:
+    return DataError(f"The dataset has the columns {', '.join(map(repr, first))}; expected {expected}.")
+
+
+def _map(dataset: AnyDataset, function: Callable, arguments: dict[str, Any], num_proc: int | None) -> Tokenized:
+    """Tokenise in one pass, drop the rows of which nothing was kept, and count."""
+    arguments = {**arguments, "revision": _REVISION}
+    options = {"batched": True, "with_indices": True, "remove_columns": column_names(dataset), "fn_kwargs": arguments}
+    counters = [NUM_KEPT, NUM_WHOLE, REWRITTEN]
+    if isinstance(dataset, IterableDataset):
+        stream = dataset.map(function, **options).filter(_is_kept, input_columns=[NUM_KEPT]).remove_columns(counters)
+        if next(iter(stream), None) is None:
+            raise _nothing_left()
+        return Tokenized(stream, TokenizationReport(None, None, None, None, None, None))
+
+    mapped = dataset.map(function, num_proc=num_proc, desc="Tokenizing", **options)
+    table = mapped.select_columns(counters).with_format("numpy")[:]
+    kept, whole = table[NUM_KEPT], table[NUM_WHOLE]
+    report = TokenizationReport(
+        num_rows=len(kept),
+        num_kept=int((kept > 0).sum()),
+        num_truncated=int(((kept > 0) & (kept < whole)).sum()),
+        num_dropped=int((kept == 0).sum()),
+        num_tokens=int(kept.sum()),
+        num_tokens_cut=int((whole - kept).sum()),
+    )
+    if not report.num_kept:
+        raise _nothing_left(report)
+    if rewritten := int(table[REWRITTEN].sum()):
+        logger.warning(
+            "%d of %d prompts are tokenised differently when their completion follows; "
+            "there the completion starts where the two depart.",
+            rewritten,
+            len(kept),
+        )
+    mapped = mapped.remove_columns(counters)
+    if report.num_dropped:
+        mapped = mapped.select(np.flatnonzero(kept))
+    return Tokenized(mapped, report)
+
+
+def _keeps_end(truncation_mode: str) -> bool:
+    if truncation_mode not in ("keep_start", "keep_end"):
+        raise ConfigError(f"truncation_mode={truncation_mode!r} is unknown; use 'keep_start' or 'keep_end'.")
+    return truncation_mode == "keep_end"
+
+
+def _is_kept(num_tokens: int) -> bool:
+    return num_tokens > 0
+
+
+def _nothing_left(report: TokenizationReport | None = None) -> DataError:
+    seen = f" ({report.describe()})" if report else ""
+    return DataError(
+        f"No row has a token to learn from{seen}. Either max_length leaves nothing of the completions, "
+        "or the masks, labels or generation marks select no token."
+    )
