@@ -1,0 +1,89 @@
+"""What one run of the line did: the record behind the final table, the HTML report and `tuneline report`."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneline.errors import TunelineError
+
+StageState = Literal["ran", "cached", "failed", "not started"]
+LAST_RUN = Path(".work/last_run.json")
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One stage of one run; `seconds` is what it took in this run, near 0 for a cached one."""
+
+    name: str
+    state: StageState
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What reports/NAME/metrics.json holds."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run of the whole line, or of one stage."""
+
+    name: str
+    config: dict[str, Any]
+    """The resolved config, as in params.yaml."""
+    stages: tuple[StageSummary, ...]
+    started: datetime
+    finished: datetime
+    flow_run: str = ""
+    """Prefect's name of the run."""
+    parent_run: str = ""
+    """MLflow's id of the run; empty when nothing was recomputed or MLflow could not be reached."""
+
+    @property
+    def seconds(self) -> float:
+        return (self.finished - self.started).total_seconds()
+
+    @property
+    def failed(self) -> bool:
+        return any(stage.state == "failed" for stage in self.stages)
+
+    @property
+    def all_cached(self) -> bool:
+        return all(stage.state == "cached" for stage in self.stages)
+
+
+def read_metrics(root: Path, stage: str) -> dict[str, float]:
+    """The numbers of reports/STAGE/metrics.json; empty when the stage has made none."""
+    path = root / "reports" / stage / "metrics.json"
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text())
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
+def save_last_run(root: Path, run: RunSummary) -> Path:
+    """Keeps the summary for `tuneline report`, written aside and renamed."""
+    path = root / LAST_RUN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(json.dumps(asdict(run), indent=1, default=datetime.isoformat))
+    os.replace(aside, path)
+    return path
+
+
+def load_last_run(root: Path) -> RunSummary:
+    """The summary of the last run in this checkout.
+
+    Raises:
+        TunelineError: there was none, or its record cannot be read.
+    """
+    path = root / LAST_RUN
+    if not path.is_file():
+        raise TunelineError(f"{path} does not exist: nothing was run in this checkout yet; use `tuneline run CONFIG`.")
+    try:
+        record = json.loads(path.read_text())
+        stages = tuple(StageSummary(**stage) for stage in record.pop("stages"))
+        times = {name: datetime.fromisoformat(record.pop(name)).astimezone(UTC) for name in ("started", "finished")}
+        return RunSummary(stages=stages, **times, **record)
+    except (ValueError, TypeError, KeyError) as error:
+        raise TunelineError(f"{path} cannot be read ({error}); run the line again, and it is written anew.") from error
