@@ -1,4 +1,4 @@
-"""Tiny tokenizers made in memory: one token a character or a word, and the chat template of the Qwen family."""
+"""Tiny tokenizers made in memory: one token a character, or merged pairs, and the chat template of the Qwen family."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,11 +25,10 @@ def character_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokeniz
     return _finished(backend, chat_template)
 
 
-def word_tokenizer(words: str) -> PreTrainedTokenizerFast:
-    """One token for each of the given words, by longest match."""
-    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate([*SPECIAL, "[UNK]", *words.split()])}))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return _finished(backend, CHATML)
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte pairs that merge `bc` before `ab`: the token `ab` is no beginning of the tokens of `abc`."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, "a", "b", "c", "ab", "bc"])}
+    return _finished(Tokenizer(models.BPE(vocabulary, [("b", "c"), ("a", "b")])), CHATML)
 
 
 def _finished(backend: Tokenizer, chat_template: str | None) -> PreTrainedTokenizerFast:

@@ -67,7 +67,7 @@ def sft_batch(
         if not target.any():
             cut, target = [], target[:0]
         columns["input_ids"].append(cut)
-        columns["is_target"].append(target)
+        columns["is_target"].append(target.tolist())
         columns[NUM_KEPT].append(len(cut))
         columns[NUM_WHOLE].append(len(tokens))
     return columns

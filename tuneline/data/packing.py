@@ -1,7 +1,7 @@
 """Tokenised rows packed to a common length. Strategies and their results are those of TRL 1.16.
 
-Differences: best fit decreasing looks at 10,000 rows at a time, where TRL looks at 1,000, and so leaves less room unused;
-and with `wrapped` too `seq_lengths` tells the sequences of a row apart, so that none attends to another.
+Differences: best fit decreasing looks at 10,000 rows at a time, where TRL looks at 1,000, and so leaves less room
+unused; and with `wrapped` too `seq_lengths` tells the sequences of a row apart, so that none attends to another.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def pack_dataset(dataset: DatasetT, seq_length: int, strategy: str = "bfd", num_
     Every column has to hold lists, one entry a token; they stay aligned. Empty rows go.
 
     Args:
-        strategy: `bfd`, best fit decreasing (Ding et al. 2024, arXiv:2404.10830), cuts what is longer than a row and drops
-            the rest; `bfd_split` packs the rest as sequences of their own; `wrapped` lays all rows end to end and cuts.
+        strategy: `bfd`, best fit decreasing (Ding et al. 2024, arXiv:2404.10830), cuts what is longer than a row and
+            drops the rest; `bfd_split` packs the rest as sequences of their own; `wrapped` lays all rows end to end
+            and cuts.
 
     Raises:
         ConfigError: an unknown strategy, or a length below one.
@@ -102,7 +103,7 @@ def _common_lengths(names: list[str], columns: list[pa.Array]) -> np.ndarray:
 
 
 def _cut(pieces: Pieces, room_used: np.ndarray, seq_length: int) -> Pieces:
-    """Each piece cut where a row is full, when `room_used` (pieces,) tokens of the row it begins in are taken already."""
+    """Each piece cut where a row is full, if `room_used` (pieces,) tokens of the row it begins in are taken already."""
     starts, lengths = pieces
     counts = -(-(room_used + lengths) // seq_length)
     which = np.repeat(np.arange(len(starts)), counts)
@@ -125,7 +126,8 @@ def _best_fit_decreasing(lengths: np.ndarray, seq_length: int) -> tuple[np.ndarr
         length = int(lengths[piece])
         found = bisect_left(spaces, length)
         if found == len(spaces):
-            space, row = seq_length, []
+            space = seq_length
+            row: list[int] = []
             rows.append(row)
         else:
             space = spaces[found]
