@@ -82,6 +82,9 @@ class Source(Section):
     )
     split: str = Field(default="train", description="Which split of a hub name or folder.")
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub.")
+    columns: dict[str, str] | None = Field(
+        default=None, description="Columns by the names the line uses, such as `{prompt: question, completion: answer}`."
+    )
     synthetic: Synthetic | None = Field(default=None, description="Make the rows on the machine.")
 
     @model_validator(mode="after")
