@@ -1,0 +1,1 @@
+"""Speed and memory of the trainers, side by side with TRL: `python -m benchmarks --help`."""

@@ -1,0 +1,123 @@
+"""`python -m benchmarks dpo|sft|reward`: the same training with TRL and with tuneline, and what each took."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.report import table_of
+from benchmarks.runs import ROOT, SIDES, compare
+from benchmarks.workload import KINDS, Workload
+from tuneline.errors import ConfigError, DataError, TunelineError
+
+DEFAULT_DATA = ROOT.parent / "shared" / "data" / "hh-harmless.jsonl.gz"
+LOSS_TOLERANCE = 1e-3  # relative; separate sums in float32 drift apart as training goes on
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    console = Console(stderr=True)
+    try:
+        return _run(arguments, console)
+    except TunelineError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
+        return 2
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    versions = _versions(arguments.sides)
+    if not arguments.data.is_file():
+        raise DataError(
+            f"the data file {arguments.data} is absent; name another with --data: JSONL (.gz or not) with chosen and "
+            "rejected, either beside a prompt or as whole dialogues of hh-rlhf."
+        )
+    workload = Workload(
+        kind=arguments.kind,
+        data=str(arguments.data),
+        steps=_num_steps(arguments),
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        learning_rate=arguments.learning_rate,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        seed=arguments.seed,
+    )
+    sides = tuple(side for side in SIDES if side in arguments.sides)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
+        comparison = compare(
+            workload,
+            Path(arguments.folder or temporary).resolve(),
+            repeats=arguments.repeats,
+            sides=sides,
+            say=lambda line: console.print(line, style="dim", highlight=False),
+        )
+    Console().print(table_of(comparison, versions))
+    if arguments.json:
+        machine = {"platform": platform.platform(), "processor": platform.processor(), "versions": versions}
+        arguments.json.write_text(json.dumps({**machine, **asdict(comparison)}, indent=1), encoding="utf-8")
+    difference = comparison.largest_loss_difference
+    if difference is not None and difference > LOSS_TOLERANCE:
+        console.print(f"[red]the losses differ by {difference:.1e}, more than {LOSS_TOLERANCE:.0e}[/red]")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--rows", type=int, default=64, help="rows to measure, pairs or texts (default 64)")
+    amount.add_argument("--steps", type=int, help="optimizer steps to measure, in place of --rows")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows a step (default 8)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each side, in turns, for medians (default 1)")
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of preferences (default %(default)s)")
+    parser.add_argument("--max-length", type=int, default=1024, help="longer rows are left out (default 1024 tokens)")
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="default 1e-5")
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on both sides alike; on by default, as in TRL",
+    )
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="leave one out (default both)")
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--folder", type=Path, help="keep model, rows and scripts here (default a temporary folder)")
+    return parser
+
+
+def _num_steps(arguments: argparse.Namespace) -> int:
+    for name in ("batch_size", "rows", "repeats", "max_length"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be at least 1.")
+    if arguments.steps is not None:
+        if arguments.steps < 1:
+            raise ConfigError(f"--steps {arguments.steps} must be at least 1.")
+        return arguments.steps
+    if arguments.rows % arguments.batch_size:
+        raise ConfigError(f"--rows {arguments.rows} is not a multiple of --batch-size {arguments.batch_size}.")
+    return arguments.rows // arguments.batch_size
+
+
+def _versions(sides: list[str]) -> dict[str, str]:
+    versions = {}
+    for name in ("torch", "transformers", *sides):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name == "tuneline":
+                versions[name] = "checkout"
+                continue
+            raise ConfigError(f"the benchmark needs {name}, which is not installed: pip install {name}") from None
+    return versions
+
+
+if __name__ == "__main__":
+    sys.exit(main())
