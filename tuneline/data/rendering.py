@@ -208,7 +208,8 @@ def require_eos(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> st
         raise ModelError(
             "The tokenizer has no EOS token, so a model would never learn to stop; name one with eos_token."
         )
-    if tokenizer.convert_tokens_to_ids(eos) in (None, tokenizer.unk_token_id):
+    unknown = None if eos == tokenizer.unk_token else tokenizer.unk_token_id  # GPT-2 and Qwen2 have one token for both
+    if tokenizer.convert_tokens_to_ids(eos) in (None, unknown):
         raise ModelError(f"eos_token={eos!r} is no token of the tokenizer's vocabulary; name one that is.")
     return eos
 
