@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import tuneline
 from benchmarks.report import table_of
 from benchmarks.runs import ROOT, SIDES, compare
 from benchmarks.workload import KINDS, Workload
@@ -107,14 +108,11 @@ def _num_steps(arguments: argparse.Namespace) -> int:
 
 
 def _versions(sides: list[str]) -> dict[str, str]:
-    versions = {}
-    for name in ("torch", "transformers", *sides):
+    versions = {"tuneline": tuneline.__version__}
+    for name in ("torch", "transformers", *(side for side in sides if side != "tuneline")):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            if name == "tuneline":
-                versions[name] = "checkout"
-                continue
             raise ConfigError(f"the benchmark needs {name}, which is not installed: pip install {name}") from None
     return versions
 

@@ -85,6 +85,7 @@ class Measurement(TrainerCallback):
             "memory_before": self.memory_before,
             "losses": [line["loss"] for line in steps],
             "grad_norms": [line["grad_norm"] for line in steps],
+            "num_tokens": steps[-1]["num_tokens"] - steps[0]["num_tokens"],
             "num_threads": torch.get_num_threads(),
         }
         self.result.write_text(json.dumps(measured), encoding="utf-8")

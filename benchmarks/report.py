@@ -19,7 +19,7 @@ def table_of(comparison: Comparison, versions: dict[str, str]) -> Table:
     table.add_column("")
     for name in comparison.sides:
         table.add_column(f"{name} {versions[name]}", justify="right")
-    table.add_column("tuneline", justify="right")
+    table.add_column("ratio", justify="right")
 
     def row(label: str, quantity: Callable[[Side], float], form: Callable[[float], str], better: str = "") -> None:
         ratio = comparison.ratio(quantity)

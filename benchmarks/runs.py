@@ -67,7 +67,7 @@ def compare(
     """Prepare the work in `folder`, run the sides `repeats` times in turns, and take medians.
 
     Raises:
-        StageError: a process failed; the message holds the end of what it wrote.
+        StageError: a process failed (the message holds the end of what it wrote), or a side did other work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "workload.json").write_text(json.dumps(asdict(workload)), encoding="utf-8")
@@ -81,6 +81,11 @@ def compare(
         for side in sides if turn % 2 == 0 else reversed(sides):
             peak = json.loads(_python("peak", ["-m", "benchmarks.peak"], folder))
             run = _train(side, workload.kind, folder, turn)
+            if run["num_tokens"] != work.real_tokens:
+                raise StageError(
+                    f"{side} trained on {run['num_tokens']:.0f} tokens in the measured steps, and the rows have "
+                    f"{work.real_tokens}: the two sides do not do the same work."
+                )
             runs[side].append({**run, "peak_flops": peak["peak"]})
             say(f"{side}: {run['loop_seconds']:.1f} s in the training loop, run {turn + 1} of {repeats}")
     peaks = [run["peak_flops"] for of_side in runs.values() for run in of_side]
