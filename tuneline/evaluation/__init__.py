@@ -1,0 +1,1 @@
+"""Evaluation of policies and reward models: sampling, measures with their uncertainty, and figures."""
