@@ -162,7 +162,7 @@ def _whole(value: Any, field: str) -> str | Messages:
 def _in_notation_of(prompt: str | Messages, completion: str | Messages, field: str) -> str | Messages:
     """A completion in the notation of its prompt: text that answers messages is the assistant's."""
     if isinstance(prompt, list) and isinstance(completion, str):
-        return [{"role": "assistant", "content": completion}]
+        return [{"role": "assistant", "content": completion.strip()}]
     if isinstance(prompt, str) and isinstance(completion, list):
         raise UnfitError(field, "is a list of messages, and 'prompt' is text; give both in one notation")
     return completion
