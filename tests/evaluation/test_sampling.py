@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+
+from tests.data.tiny_tokenizers import character_tokenizer
+from tests.models import tiny_causal_lm
+from tuneline.evaluation.sampling import as_reply, encode_prompts, sample_completions, stop_token_ids
+from tuneline.models import prepare_for_trees
+
+PROMPTS = ["ab", "a longer prompt", "x", "four", "and the last"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return character_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = tiny_causal_lm("qwen2", vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def sample(model, tokenizer, prompts=PROMPTS, **options):
+    ids = encode_prompts(tokenizer, {"prompt": prompts})
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5, "batch_size": 2, **options}
+    return sample_completions(model, tokenizer, ids, **settings)
+
+
+def test_greedy_completions_are_those_of_each_prompt_alone_without_padding(model, tokenizer):
+    found = sample(model, tokenizer, temperature=0.0, batch_size=5)
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        ids = encode_prompts(tokenizer, {"prompt": [prompt]})[0]
+        for token in completion.ids:
+            assert token == int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_completions_depend_on_neither_batch_size_nor_what_was_drawn_before(model, tokenizer, temperature):
+    expected = sample(model, tokenizer, temperature=temperature, batch_size=1)
+    torch.manual_seed(99)
+    assert sample(model, tokenizer, temperature=temperature, batch_size=3) == expected
+    assert sample(model, tokenizer, PROMPTS[:3], temperature=temperature) == expected[:3]
+
+
+def test_sampling_leaves_the_global_generator_alone(model, tokenizer):
+    before = torch.get_rng_state()
+    sample(model, tokenizer)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_another_seed_gives_other_samples(model, tokenizer):
+    assert sample(model, tokenizer, seed=1) != sample(model, tokenizer, seed=2)
+
+
+def test_samples_follow_the_softmax_at_the_temperature(model, tokenizer):
+    prompt, temperature, n = "ab", 1.7, 3000
+    ids = encode_prompts(tokenizer, {"prompt": [prompt]})
+    expected = (model(input_ids=torch.tensor(ids)).logits[0, -1] / temperature).softmax(-1)
+    drawn = sample(model, tokenizer, [prompt] * n, max_new_tokens=1, temperature=temperature, batch_size=500)
+    shares = torch.bincount(torch.tensor([c.ids[0] for c in drawn]), minlength=len(expected)) / n
+    # every share within five standard errors
+    assert ((shares - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all()
+
+
+def test_a_completion_ends_with_its_stop_token_or_is_cut_off(model, tokenizer):
+    stops = stop_token_ids(model, tokenizer)
+    found = sample(model, tokenizer, PROMPTS * 8, max_new_tokens=30, temperature=2.0, batch_size=40)
+    assert {c.finished for c in found} == {True, False}
+    for completion in found:
+        assert not set(completion.ids[:-1]) & set(stops)
+        assert completion.finished == (completion.ids[-1] in stops)
+        assert completion.finished or completion.num_tokens == 30
+        assert "<eos>" not in completion.text
+        assert "<|im_end|>" not in completion.text
+
+
+def test_stops_are_those_of_model_tokenizer_and_chat_template(model, tokenizer):
+    names = [tokenizer.convert_ids_to_tokens(i) for i in stop_token_ids(model, tokenizer)]
+    assert names == ["<eos>", "<|im_end|>"]
+    plain = character_tokenizer(chat_template=None)
+    assert stop_token_ids(model, plain) == [plain.eos_token_id]
+    # a template that puts ordinary text behind an answer names no stop
+    spoken = character_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    assert stop_token_ids(model, spoken) == [plain.eos_token_id]
+
+
+def test_the_models_own_generation_settings_are_left_out_and_restored(model, tokenizer):
+    expected = sample(model, tokenizer, temperature=0.0)
+    model.generation_config.repetition_penalty = 5.0
+    try:
+        assert sample(model, tokenizer, temperature=0.0) == expected
+        assert model.generation_config.repetition_penalty == 5.0
+    finally:
+        model.generation_config.repetition_penalty = None
+
+
+def test_a_model_prepared_for_trees_gives_the_same_completions(model, tokenizer):
+    prepared = tiny_causal_lm("qwen2", vocab_size=len(tokenizer))
+    prepared.generation_config.eos_token_id = tokenizer.eos_token_id
+    assert prepare_for_trees(prepared)
+    assert sample(prepared, tokenizer) == sample(model, tokenizer)
+
+
+def test_dialogues_are_asked_with_the_mark_that_opens_an_answer(tokenizer):
+    (ids,) = encode_prompts(tokenizer, {"prompt": [[{"role": "user", "content": "hi"}]]})
+    assert tokenizer.decode(ids) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_reply_is_in_the_notation_of_its_prompt():
+    assert as_reply("2+2=", "4") == "4"
+    assert as_reply([{"role": "user", "content": "2+2"}], "4") == [{"role": "assistant", "content": "4"}]
+
+
+def test_progress_is_told_after_each_batch(model, tokenizer):
+    told = []
+    sample(model, tokenizer, on_batch=told.append)
+    assert told == [2, 4, 5]
+    assert math.ceil(len(PROMPTS) / 2) == len(told)
