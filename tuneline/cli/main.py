@@ -1,0 +1,58 @@
+"""`tuneline`: a thin command line. The pipeline's commands run as `python -m flows ...` in the checkout."""
+
+import os
+import sys
+from pathlib import Path
+
+from tuneline.cli.parser import make_parser
+from tuneline.errors import TunelineError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 2 an error that the user can mend, 1 anything else."""
+    from tuneline import __version__
+
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = make_parser(version=__version__)
+    if not arguments:
+        parser.print_help()
+        return 0
+    parsed = parser.parse_args(arguments)
+    try:
+        if parsed.command == "env":
+            from tuneline.cli.environment import print_environment
+
+            print_environment()
+            return 0
+        run_in_checkout(find_checkout(Path.cwd()), arguments)
+    except TunelineError as error:
+        print(f"tuneline: {error}", file=sys.stderr)
+        return 2
+    return 1
+
+
+def find_checkout(start: Path) -> Path:
+    """The nearest folder, from `start` upwards, that holds the pipeline: a dvc.yaml and flows/.
+
+    Raises:
+        TunelineError: there is none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "flows" / "__main__.py").is_file():
+            return folder
+    raise TunelineError(
+        f"{start} is not in a checkout of tuneline (no folder from here upwards has dvc.yaml and flows/). The pipeline runs "
+        "from a checkout: clone the repository and run this command there. The trainers alone need none: `import tuneline`."
+    )
+
+
+def run_in_checkout(root: Path, arguments: list[str]) -> None:
+    """Replaces this process with `python -m flows` in the checkout; the paths in `arguments` stay those of the user's folder."""
+    os.environ["TUNELINE_CALLED_FROM"] = str(Path.cwd())
+    os.chdir(root)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "flows", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

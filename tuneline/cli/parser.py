@@ -1,0 +1,105 @@
+"""The commands and flags of `tuneline`, shared by the command line and by `python -m flows`. Imports nothing heavy."""
+
+import argparse
+import difflib
+import re
+from typing import NoReturn
+
+STAGES = ("prepare", "sft", "reward", "dpo", "evaluate")
+
+_EXAMPLES = """\
+examples:
+  tuneline plan configs/quickstart.yaml
+  tuneline run configs/quickstart.yaml
+  tuneline run configs/quickstart.yaml --set dpo.training.beta=0.2
+  tuneline stage dpo --force
+"""
+
+
+class SuggestingParser(argparse.ArgumentParser):
+    """An argparse parser that answers an unknown command or flag with the nearest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}{self._suggestion(message)}\nSee `{self.prog} --help`.\n")
+
+    def _suggestion(self, message: str) -> str:
+        unknown = re.search(r"unrecognized arguments: (.*)", message)
+        if unknown:
+            words, known = unknown[1].split(), [flag for action in self._flags() for flag in action.option_strings]
+            words = [word.split("=")[0] for word in words if word.startswith("-")]
+        else:
+            invalid = re.search(r"invalid choice: '?([^']*)'? \(choose from (.*)\)", message)
+            if not invalid:
+                return ""
+            words, known = [invalid[1]], re.findall(r"[\w-]+", invalid[2])
+        near = [match for word in words for match in difflib.get_close_matches(word, known, n=1, cutoff=0.5)]
+        return f". Did you mean {' '.join(near)}?" if near else ""
+
+    def _flags(self) -> list[argparse.Action]:
+        """Flags of this parser and of its commands: the top parser is the one that meets what a command left over."""
+        flags = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for command in action.choices.values() for flag in command._actions]
+        return flags
+
+
+def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentParser:
+    """The parser of all commands; what it returns has `command` and that command's arguments."""
+    parser = SuggestingParser(
+        prog=prog,
+        description="Align language models: prepare, SFT, reward model, DPO and evaluation as one line of cached stages.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tuneline {version}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    run = command("run", "Run the line that a config describes; what is up to date is not run again.")
+    _add_config(run)
+    run.add_argument("--force", action="store_true", help="run every stage, up to date or not")
+    run.add_argument("--parallel", action="store_true", help="train reward and dpo at the same time")
+    run.add_argument("--retries", type=_count, default=2, metavar="N", help="tries after a failed one (default 2)")
+
+    plan = command("plan", "Show what a run would do, without doing it: stages, reasons, steps, times.")
+    _add_config(plan)
+
+    command("status", "Show what is up to date, what runs now, and why a stage would run again.")
+
+    stage = command("stage", "Run one stage with the settings of the last run.")
+    stage.add_argument("name", choices=STAGES, metavar="NAME", help=", ".join(STAGES))
+    stage.add_argument("--force", action="store_true", help="run it even if it is up to date")
+    stage.add_argument("--retries", type=_count, default=2, metavar="N", help="tries after a failed one (default 2)")
+
+    command("report", "Write the HTML report of the last run again, and print its path.")
+    command("env", "Print versions, processors, memory and where the checkout is.")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a pipeline's YAML, such as configs/quickstart.yaml")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        type=_override,
+        help="change one setting (may be repeated), such as --set dpo.training.beta=0.2",
+    )
+
+
+def _override(text: str) -> str:
+    if not re.match(r"[A-Za-z_][\w.\-]*=", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form section.name=value")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count; use 0, 1, 2, ...")
+    return int(text)
