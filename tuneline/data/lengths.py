@@ -10,9 +10,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from tuneline.data.rendering import Rows, tokenize_values
 from tuneline.data.tokenize import tokenize_for_preference, tokenize_for_sft
 
 NUM_BINS = 32
+_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ def preference_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_le
     return Lengths(lengths, max_length, int((lengths > max_length).sum()) - dropped, dropped)
 
 
+def prompt_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Lengths:
+    """Lengths of prompts as they are asked; one that fills the limit leaves no room for an answer."""
+    arrays = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        columns = rows[start : start + _ROWS_AT_ONCE]
+        batch = Rows(columns, range(start, start + len(columns["prompt"])))
+        ids = tokenize_values(tokenizer, batch, batch.texts_or_messages("prompt"), add_generation_prompt=True)
+        arrays.append(np.array([len(tokens) for tokens in ids], dtype=np.int64))
+    lengths = np.concatenate(arrays)
+    return Lengths(lengths, max_length, 0, int((lengths >= max_length).sum()))
+
+
 def bin_edges(lengths: Iterable[np.ndarray]) -> np.ndarray:
     """(bins + 1,) whole numbers from zero to past the longest, in equal steps."""
     longest = max(int(array.max()) for array in lengths)
@@ -71,5 +85,5 @@ def bin_edges(lengths: Iterable[np.ndarray]) -> np.ndarray:
 
 def _list_lengths(table: Dataset, column: str) -> np.ndarray:
     return np.concatenate(
-        [chunk[column].combine_chunks().value_lengths().to_numpy() for chunk in table.iter(batch_size=10_000)]
+        [chunk[column].combine_chunks().value_lengths().to_numpy() for chunk in table.iter(batch_size=_ROWS_AT_ONCE)]
     ).astype(np.int64)
