@@ -1,7 +1,7 @@
 """Output heads that answer about targets alone, so that (tokens, vocab) logits never exist, forward or backward.
 
-Each replaces a model's own head, shares its parameters, and behaves as it did until it is asked to score. Being called from
-within the model's forward, it works under DDP, FSDP, autocast and adapters like the head it replaces.
+Each replaces a model's own head, shares its parameters, and behaves as it did until it is asked to score. Being called
+from within the model's forward, it works under DDP, FSDP, autocast and adapters like the head it replaces.
 """
 
 # T targets, V vocabulary, H hidden
@@ -48,8 +48,7 @@ class TargetHead(nn.Linear):
         """A head with the very parameters of `head`; ties to the embeddings hold."""
         new = cls(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
         new.weight = head.weight
-        if head.bias is not None:
-            new.bias = head.bias
+        new.bias = head.bias
         return new.train(head.training)
 
     @contextmanager
@@ -64,7 +63,9 @@ class TargetHead(nn.Linear):
         if self.question is None:
             return super().forward(hidden)
         q = self.question
-        weight, bias, hidden_TH = self.weight, self.bias, hidden[0]
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        hidden_TH = hidden[0]
         device_type = hidden.device.type
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
@@ -79,7 +80,8 @@ class TargetHead(nn.Linear):
                 q.temperature,
                 q.with_entropy,
                 q.with_probability_mass,
-                q.objective if torch.is_grad_enabled() else None,
+                q.objective,
+                torch.is_grad_enabled(),
             )
             with torch.no_grad():
                 mean_logits = hidden_TH.float() @ weight.float().mean(0)
@@ -89,11 +91,13 @@ class TargetHead(nn.Linear):
 
 
 class _AnswerTargets(torch.autograd.Function):
-    """Log-probability, loss, entropy, log of summed squared probabilities and top-1 of targets; each (targets,), float32.
+    """Log-probability, loss, entropy, log of summed squared probabilities and top-1 of targets; each (targets,),
+    float32.
 
-    The backward pass computes each chunk's logits again. With an objective the gradients of the summed losses are made in the
-    forward pass instead, while the logits are at hand, which saves a quarter of the head's work; they hold for an upstream
-    gradient that is the same for every target, and any other falls back to the recomputation.
+    The backward pass computes each chunk's logits again. With an objective the gradients of the summed losses are made
+    in the
+    forward pass instead, while the logits are at hand, which saves a quarter of the head's work; they hold for an
+    upstream gradient that is the same for every target, and any other falls back to the recomputation.
     """
 
     @staticmethod
@@ -107,12 +111,13 @@ class _AnswerTargets(torch.autograd.Function):
         with_entropy: bool,
         with_probability_mass: bool,
         objective: Objective | None,
+        learns: bool,
     ) -> tuple[Tensor, ...]:
         T = len(target_ids)
         logprobs, losses, entropies, log_mass, is_top1 = hidden.new_zeros(5, T, dtype=torch.float32)
         wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         wants_bias = bias is not None and ctx.needs_input_grad[2]
-        fused = objective is not None and (wants_hidden or wants_weight)
+        fused = learns and objective is not None and (wants_hidden or wants_weight)
         grads = _Gradients(hidden, weight, bias, wants_hidden, wants_weight, wants_bias) if fused else None
 
         for rows in _chunks(T, weight):
@@ -148,7 +153,7 @@ class _AnswerTargets(torch.autograd.Function):
         ctx: Any, g_logprobs: Tensor, g_losses: Tensor, g_entropies: Tensor, *unused: Any
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target_ids, logprobs, entropies = ctx.saved_tensors
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if ctx.fused is not None and _is_uniform(g_losses) and not (g_logprobs.any() or g_entropies.any()):
             return *ctx.fused.scaled(g_losses[0] if len(g_losses) else g_losses.sum()), *nothing
 
@@ -223,8 +228,8 @@ def _is_uniform(values: Tensor) -> bool:
 class ScoreHead(nn.Linear):
     """A reward model's head that, while sequence ends are pending, scores every sequence of a row of trees.
 
-    transformers pools one token a row. In that place this head puts the scores of all sequences, so that they leave the model
-    by its output: (1, tokens, sequences), each token's row the same view.
+    transformers pools one token a row. In that place this head puts the scores of all sequences, so that they leave
+    the model by its output: (1, tokens, sequences), each token's row the same view.
     """
 
     ends: Tensor | None = None
@@ -233,8 +238,7 @@ class ScoreHead(nn.Linear):
     def sharing(cls, head: nn.Linear) -> ScoreHead:
         new = cls(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
         new.weight = head.weight
-        if head.bias is not None:
-            new.bias = head.bias
+        new.bias = head.bias
         return new.train(head.training)
 
     @contextmanager

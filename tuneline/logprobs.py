@@ -40,7 +40,8 @@ def token_logprobs(
     Args:
         model: a causal language model, wrapped or not (DDP, FSDP, PEFT), that went through `prepare_for_trees`.
         temperature: divides the logits.
-        objective: a loss a target (`nll`, or `dft` of Wu et al. 2025, arXiv:2508.05629) whose summed gradient is made in the
+        objective: a loss a target (`nll`, or `dft` of Wu et al. 2025, arXiv:2508.05629) whose summed gradient is made
+            in the
             forward pass; a third less work in the head than through `logprobs`.
     """
     router = {"output_router_logits": True} if with_aux_loss else {}
@@ -58,7 +59,8 @@ def token_logprobs(
             use_cache=False,
             **router,
         )
-    return TargetLogprobs(*output.logits[0].float().unbind(-1), output.aux_loss if with_aux_loss else None)
+    answers = TargetLogprobs(*output.logits[0].float().unbind(-1))
+    return answers._replace(aux_loss=output.aux_loss) if with_aux_loss else answers
 
 
 def _padded_logprobs(

@@ -1,4 +1,5 @@
-"""Metrics on one path: weighted sums that stay on the device until they are logged, then one reduction over all processes."""
+"""Metrics on one path: weighted sums that stay on the device until they are logged, then one reduction over all
+processes."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ Recorded = Tensor | tuple[Tensor, Tensor]
 class Metrics:
     """Running means, minima and maxima between two log lines.
 
-    A mean is over all values recorded, each with the same weight: values of a longer micro-batch count for more, so that
-    metrics, like losses, do not depend on how a batch was cut. Names that start with `min_` or `max_` take the
+    A mean is over all values recorded, each with the same weight: values of a longer micro-batch count for more, so
+    that metrics, like losses, do not depend on how a batch was cut. Names that start with `min_` or `max_` take the
     minimum or maximum.
     """
 
@@ -62,5 +63,6 @@ class Metrics:
             own = torch.stack([self._extremes[n] for n in extremes]).to(accelerator.device)
             top = accelerator.gather(own[None]).amax(0).tolist()
             logged |= {n: -v if n.startswith("min_") else v for n, v in zip(extremes, top, strict=True)}
-        self._sums.clear(), self._counts.clear(), self._extremes.clear()
+        for recorded in (self._sums, self._counts, self._extremes):
+            recorded.clear()
         return logged

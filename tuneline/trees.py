@@ -1,7 +1,7 @@
 """Prompt trees: the one batch format. A prompt and its continuations, each token once; trees lie end to end in one row.
 
-A *sequence* is a prompt followed by one of its branches. A *target* is a token whose log-probability is asked for; what the
-user or an environment wrote is simply no target. There is no padding anywhere.
+A *sequence* is a prompt followed by one of its branches. A *target* is a token whose log-probability is asked for;
+what the user or an environment wrote is simply no target. There is no padding anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Branch:
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and its branches. With an empty prompt the first token of a branch has no predecessor and is no target."""
+    """A prompt and its branches. With an empty prompt the first token of a branch has no predecessor and is no
+    target."""
 
     prompt_ids: Sequence[int]
     branches: Sequence[Branch]
@@ -112,7 +113,8 @@ def lay_out(trees: Sequence[Tree], columns: Mapping[str, Tensor] | None = None) 
 
     Args:
         trees: at least one, each with at least one branch and one token.
-        columns: tensors that travel with the batch, such as margins (trees,) or reference log-probabilities (sequences,).
+        columns: tensors that travel with the batch, such as margins (trees,) or reference log-probabilities
+            (sequences,).
     """
     ids: list[int] = []
     position_ids: list[Tensor] = []
@@ -120,7 +122,9 @@ def lay_out(trees: Sequence[Tree], columns: Mapping[str, Tensor] | None = None) 
     target_positions: list[Tensor] = []
     target_ids: list[Tensor] = []
     sequence_ids: list[Tensor] = []
-    sequence_ends, sequence_lengths, tree_ids = [], [], []
+    sequence_ends: list[int] = []
+    sequence_lengths: list[int] = []
+    tree_ids: list[int] = []
 
     for tree_id, tree in enumerate(trees):
         start = len(ids)

@@ -1,11 +1,14 @@
-"""Which layout a model can read: prompt trees, or padded rows. Decided here and nowhere else, from what the model is."""
+"""Which layout a model can read: prompt trees, or padded rows. Decided here and nowhere else, from what the model
+is."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,7 +25,8 @@ _READABLE_LAYERS = {"full_attention", "sliding_attention"}
 def prepare_for_trees(model: nn.Module) -> bool:
     """Let a causal language model or a one-label sequence classifier read prompt trees, in place.
 
-    Its attention and its head are exchanged for ones that share its parameters; generation and padded calls stay as they were.
+    Its attention and its head are exchanged for ones that share its parameters; generation and padded calls stay as
+    they were.
 
     Returns:
         Whether it can. If not it is left alone, the reason is logged, and it takes padded rows.
@@ -32,25 +36,32 @@ def prepare_for_trees(model: nn.Module) -> bool:
     """
     base = base_model(model)
     head_name = _head_name(base)
-    if isinstance(getattr(base, head_name, None), TargetHead | ScoreHead):
+    head: Any = getattr(base, head_name, None)
+    kept_by_adapter = isinstance(head, ModulesToSaveWrapper)
+    if isinstance(head.original_module if kept_by_adapter else head, TargetHead | ScoreHead):
         return True
     reason = _why_not(base, head_name)
     if reason:
         logger.info("%s takes padded rows, not prompt trees: %s", type(base).__name__, reason)
         return False
-    head = getattr(base, head_name)
-    if not isinstance(head, nn.Linear) or type(head).__module__.startswith("peft"):
-        raise ModelError(
-            f"the output head {head_name!r} of {type(base).__name__} is wrapped by an adapter ({type(head).__name__}), and its "
-            f"weight is read directly; leave {head_name!r} out of target_modules and modules_to_save."
-        )
     base.set_attn_implementation(TREE_ATTENTION)
-    setattr(base, head_name, (ScoreHead if head_name == "score" else TargetHead).sharing(head))
+    if head_name == "score" and kept_by_adapter:  # a new head is trained whole, in a copy an adapter
+        head.original_module = ScoreHead.sharing(head.original_module)
+        for adapter, copy in head.modules_to_save.items():
+            head.modules_to_save[adapter] = ScoreHead.sharing(copy)
+    elif type(head) is nn.Linear:
+        setattr(base, head_name, (ScoreHead if head_name == "score" else TargetHead).sharing(head))
+    else:
+        raise ModelError(
+            f"the output head {head_name!r} of {type(base).__name__} is a {type(head).__name__}, and its weight is "
+            f"read directly; leave {head_name!r} out of the adapter's target_modules and modules_to_save, and out of "
+            "quantisation."
+        )
     logger.info("%s reads prompt trees", type(base).__name__)
     return True
 
 
-def base_model(model: nn.Module) -> PreTrainedModel:
+def base_model(model: Any) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, torch.compile and PEFT wrappers."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -62,9 +73,11 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 def score_head(model: nn.Module) -> nn.Module | None:
-    """The classification head of a decoder, also where PEFT keeps a trained copy of it; None for an encoder."""
+    """The classification head of a decoder, also where an adapter keeps a trained copy of it; None for an encoder."""
     head = getattr(base_model(model), "score", None)
-    return _trained_copy(head) if head is not None else None
+    if isinstance(head, ModulesToSaveWrapper):
+        return head.modules_to_save[head.active_adapters[0]]
+    return head
 
 
 def pad_token_id(model: nn.Module) -> int:
@@ -72,12 +85,7 @@ def pad_token_id(model: nn.Module) -> int:
     return 0 if token_id is None else token_id
 
 
-def _trained_copy(head: nn.Module) -> nn.Module:
-    copies = getattr(head, "modules_to_save", None)
-    return head if copies is None else copies[head.active_adapters[0]]
-
-
-def _head_name(model: nn.Module) -> str:
+def _head_name(model: PreTrainedModel) -> str:
     if "SequenceClassification" in type(model).__name__:
         return "score"
     head = model.get_output_embeddings()

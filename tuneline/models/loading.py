@@ -87,7 +87,7 @@ def set_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def take_chat_template(model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+def take_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     """Give a tokenizer the chat template of a .jinja file, or the template and special tokens of another tokenizer."""
     if path.endswith(".jinja"):
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")

@@ -1,21 +1,22 @@
-"""What every trainer shares: `transformers.Trainer` with one normalisation of the loss, exact metrics and prompt-tree batches.
+"""What every trainer shares: `transformers.Trainer` with one normalisation of the loss, exact metrics and prompt-tree
+batches.
 
 A trainer writes `loss(model, trees)`, one value an item (token, pair, sequence), and `num_items(trees)`. The loss of an
-optimizer step is the sum over its items divided by their number in the whole step, over all micro-batches and processes, so
-results do not depend on how a batch was cut.
+optimizer step is the sum over its items divided by their number in the whole step, over all micro-batches and
+processes, so results do not depend on how a batch was cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from tuneline.data.tokenize import Tokenized
@@ -29,7 +30,7 @@ from tuneline.trees import PromptTrees
 
 logger = get_logger(__name__)
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 Mode = Literal["train", "eval"]
 
 
@@ -38,11 +39,14 @@ class BaseTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
     args: BaseConfig
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(self, model: nn.Module, args: BaseConfig, **kwargs: Any):
         prepare_for_trees(model)
         args.remove_unused_columns = False  # the collators know which columns they read
         args.include_num_input_tokens_seen = "no"  # counted here, from trees
+        args.accelerator_config.dispatch_batches = False  # each process lays out its own rows of a stream
         self.mode: Mode = "train"
         self.metrics: dict[Mode, Metrics] = {"train": Metrics(), "eval": Metrics()}
         self._new_tokens: Tensor | None = None
@@ -50,8 +54,8 @@ class BaseTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         if self.args.n_gpu > 1:
             raise ConfigError(
-                f"one process sees {self.args.n_gpu} GPUs, and DataParallel is not supported; start one process a GPU with "
-                "`accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
+                f"one process sees {self.args.n_gpu} GPUs, and DataParallel is not supported; start one process a "
+                "GPU with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
             )
         self.add_callback(_LogAtSaves())
 
@@ -118,7 +122,8 @@ class BaseTrainer(Trainer):
         return losses.sum() / num_items.clamp(min=1), None, None
 
     def _num_real_trees(self, num_trees: int) -> int:
-        """Trees of an evaluation batch that are not repeats: the last batch is filled up so that all processes run alike."""
+        """Trees of an evaluation batch that are not repeats: the last batch is filled up so that all processes run
+        alike."""
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return num_trees
@@ -137,7 +142,8 @@ class BaseTrainer(Trainer):
         return output
 
     def add_aux_loss(self, losses: Tensor, aux_loss: Tensor | None) -> Tensor:
-        """(items,): losses with the load-balancing loss of a mixture of experts, weighed by the batch's share of the step."""
+        """(items,): losses with the load-balancing loss of a mixture of experts, weighed by the batch's share of the
+        step."""
         if aux_loss is None or self.args.router_aux_loss_coef is None:
             return losses
         self.record({"aux_loss": aux_loss})
@@ -162,7 +168,8 @@ class BaseTrainer(Trainer):
 
 
 class _LogAtSaves(TrainerCallback):
-    """A checkpoint is a log line too: the running metrics are empty there, so that a resumed run logs what the whole one did."""
+    """A checkpoint is a log line too: the running metrics are empty there, so that a resumed run logs what the whole
+    one did."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if control.should_save:
@@ -173,7 +180,7 @@ class _LogAtSaves(TrainerCallback):
 # What the constructors share
 
 
-def default_args(config_class: type, model: str | nn.Module, method: str) -> Any:
+def default_args(config_class: type, model: str | PreTrainedModel, method: str) -> Any:
     """A configuration with an output folder named after the model."""
     name = model if isinstance(model, str) else model.config.name_or_path
     return config_class(output_dir=f"{name.rstrip('/').split('/')[-1] or type(model).__name__}-{method}")
@@ -181,7 +188,7 @@ def default_args(config_class: type, model: str | nn.Module, method: str) -> Any
 
 def ready_tokenizer(
     processing_class: Any,
-    model: nn.Module,
+    model: PreTrainedModel,
     args: Any,
     eos_token: str | None = None,
     chat_template_path: str | None = None,
@@ -190,7 +197,7 @@ def ready_tokenizer(
         processing_class = load_tokenizer(model.config.name_or_path, trust_remote_code=args.trust_remote_code)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise ConfigError(
-            f"processing_class is a {type(processing_class).__name__}; pass a tokenizer (image processors are not supported)."
+            f"processing_class is a {type(processing_class).__name__}; pass a tokenizer (no image processor)."
         )
     set_special_tokens(processing_class, eos_token, args.pad_token)
     if chat_template_path is not None:
@@ -224,14 +231,14 @@ def tokenize_all(
 def reject_compute_metrics(compute_metrics: Any, preprocess_logits_for_metrics: Any) -> None:
     if compute_metrics is not None or preprocess_logits_for_metrics is not None:
         raise ConfigError(
-            "compute_metrics and preprocess_logits_for_metrics read logits, which are never made; the metrics logged at each "
-            "evaluation are exact over the whole set, and a callback's on_evaluate can add others."
+            "compute_metrics and preprocess_logits_for_metrics read logits, which are never made; the metrics "
+            "logged at each evaluation are exact over the whole set, and a callback's on_evaluate can add others."
         )
 
 
 def reject_prompt_learning(model: nn.Module) -> None:
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         raise ConfigError(
-            f"{model.active_peft_config.peft_type} puts virtual tokens before every row, which a row of trees has one of; "
-            "use LoRA or another adapter that changes weights."
+            f"{model.active_peft_config.peft_type} puts virtual tokens before a row, and a row of trees holds many "
+            "sequences; use LoRA or another adapter that changes weights."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
@@ -13,7 +13,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 class BaseConfig(TrainingArguments):
     """`TrainingArguments` with the defaults that TRL 1.16 gives its trainers."""
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps between two log lines."})
     gradient_checkpointing: bool = field(
@@ -52,5 +52,5 @@ class BaseConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+            self.gradient_checkpointing_kwargs: dict[str, Any] | str | None = {"use_reentrant": False}
         super().__post_init__()

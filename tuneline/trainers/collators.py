@@ -14,7 +14,8 @@ Row = dict[str, Any]
 
 
 def collate_texts(rows: Sequence[Row]) -> PromptTrees:
-    """Rows of `input_ids` and `is_target`, and `seq_lengths` where several texts were packed in a row: a tree a text."""
+    """Rows of `input_ids` and `is_target`, and `seq_lengths` where several texts were packed in a row: a tree a
+    text."""
     trees = []
     for row in rows:
         start = 0

@@ -1,6 +1,8 @@
-"""Direct Preference Optimization and its relatives (Rafailov et al. 2023, arXiv:2305.18290; losses/preference.py names each).
+"""Direct Preference Optimization and its relatives (Rafailov et al. 2023, arXiv:2305.18290; losses/preference.py names
+each).
 
-Pairs are prompt trees with two branches, so a prompt is computed once for both completions, by the policy and by the reference.
+Pairs are prompt trees with two branches, so a prompt is computed once for both completions, by the policy and by the
+reference.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from tuneline.data.tokenize import Tokenized, tokenize_for_preference
 from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import TargetLogprobs, sum_by_sequence, token_logprobs
 from tuneline.losses.preference import dpo_loss, length_desensitized_logps, wpo_weights
-from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
 from tuneline.models.layouts import prepare_for_trees
+from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
 from tuneline.trainers.base import (
     BaseTrainer,
     Rows,
@@ -42,7 +44,8 @@ class DPOTrainer(BaseTrainer):
 
     Args:
         model: a name or folder, a model, or a PEFT model.
-        ref_model: the reference. None: a frozen copy of the model; with a new adapter, the model without it; with an adapter
+        ref_model: the reference. None: a frozen copy of the model; with a new adapter, the model without it; with an
+            adapter
             that is trained on, a frozen copy of that adapter.
         train_dataset, eval_dataset: preferences (`chosen`, `rejected`, `prompt` if any), standard or conversational.
 
@@ -50,10 +53,12 @@ class DPOTrainer(BaseTrainer):
         ConfigError, DataError, ModelError: before any training.
     """
 
+    args: DPOConfig
+
     def __init__(
         self,
-        model: str | PreTrainedModel | nn.Module,
-        ref_model: PreTrainedModel | nn.Module | None = None,
+        model: str | PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
         args: DPOConfig | None = None,
         data_collator: Callable[[list[dict[str, Any]]], PromptTrees] | None = None,
         train_dataset: Rows | None = None,
@@ -187,7 +192,8 @@ class DPOTrainer(BaseTrainer):
         return self.logps(self.reference.logprobs(trees), trees)
 
     def chosen_nll(self, logprobs: Tensor, trees: PromptTrees) -> Tensor:
-        """(pairs,): a pair's share of the negative log-likelihood a chosen token, a mean over the whole optimizer step."""
+        """(pairs,): a pair's share of the negative log-likelihood a chosen token, a mean over the whole optimizer
+        step."""
         assert self._chosen_tokens_per_pair is not None
         return -sum_by_sequence(logprobs, trees)[::2] / self._chosen_tokens_per_pair
 
@@ -219,8 +225,9 @@ class DPOTrainer(BaseTrainer):
             }
         )
 
-    def _precompute(self, ref_model: nn.Module | None) -> None:
-        """Ask the reference of every data set once. Without a reference model it is the policy, which has not trained yet."""
+    def _precompute(self, ref_model: PreTrainedModel | None) -> None:
+        """Ask the reference of every data set once. Without a reference model it is the policy, which has not trained
+        yet."""
         model = self.model if ref_model is None else ref_model
         prepare_for_trees(model)
         was_training = model.training
@@ -234,7 +241,7 @@ class DPOTrainer(BaseTrainer):
         model.train(was_training)
 
     @torch.no_grad()
-    def _with_ref_logps(self, rows: Any, model: nn.Module) -> Dataset:
+    def _with_ref_logps(self, rows: Any, model: PreTrainedModel) -> Dataset:
         if not isinstance(rows, Dataset):
             raise DataError("precompute_ref_log_probs=True needs data sets of known length; this one streams.")
         if "ref_chosen_logps" in rows.column_names:

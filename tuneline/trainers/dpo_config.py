@@ -79,12 +79,13 @@ class DPOConfig(BaseConfig):
         if self.f_divergence_type != "reverse_kl" and set(self.loss_type) - _WITH_F_DIVERGENCE:
             wrong = sorted(set(self.loss_type) - _WITH_F_DIVERGENCE)
             raise ConfigError(
-                f"f_divergence_type={self.f_divergence_type!r} does not go with loss_type={wrong}; use 'reverse_kl', or losses "
-                f"among {sorted(_WITH_F_DIVERGENCE)}."
+                f"f_divergence_type={self.f_divergence_type!r} does not go with loss_type={wrong}; use 'reverse_kl', "
+                f"or losses among {sorted(_WITH_F_DIVERGENCE)}."
             )
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ConfigError(
-                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} losses ({self.loss_type}); give one each."
+                f"loss_weights has {len(self.loss_weights)} values for the {len(self.loss_type)} of {self.loss_type}, "
+                "not one each."
             )
         if "exo_pair" in self.loss_type and self.label_smoothing == 0:
             raise ConfigError("loss_type 'exo_pair' needs label_smoothing > 0 (its paper uses 1e-3); it is 0.")

@@ -84,7 +84,8 @@ def _prepared(model: nn.Module, trainer: Trainer) -> nn.Module:
     """The reference sharded or placed as the policy is."""
     if trainer.is_deepspeed_enabled:
         raise ConfigError(
-            "a reference model of its own is not supported under DeepSpeed yet; set precompute_ref_log_probs=True or use FSDP."
+            "a reference model of its own is not supported under DeepSpeed; set precompute_ref_log_probs=True, or use "
+            "FSDP."
         )
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)
 

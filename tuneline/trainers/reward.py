@@ -1,4 +1,5 @@
-"""Outcome reward modelling on preference pairs (Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1)."""
+"""Outcome reward modelling on preference pairs (Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq.
+1)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class RewardTrainer(BaseTrainer):
     """Training of a scalar reward model; the items are pairs.
 
     Args:
-        model: a name or folder, a sequence classifier with one label, or a PEFT model of one. A model by name gets a new
+        model: a name or folder, a sequence classifier with one label, or a PEFT model of one. A model by name gets a
+            new
             score head where it has none.
         train_dataset, eval_dataset: preferences (`chosen`, `rejected`, `prompt` if any, `margin` if any), standard or
             conversational, or tokenised (`chosen_ids`, `rejected_ids`).
@@ -41,9 +43,11 @@ class RewardTrainer(BaseTrainer):
         ConfigError, DataError, ModelError: before any training.
     """
 
+    args: RewardConfig
+
     def __init__(
         self,
-        model: str | PreTrainedModel | nn.Module,
+        model: str | PreTrainedModel,
         args: RewardConfig | None = None,
         data_collator: Callable[[list[dict[str, Any]]], PromptTrees] | None = None,
         train_dataset: Rows | None = None,
@@ -67,8 +71,8 @@ class RewardTrainer(BaseTrainer):
             )
         if model.config.num_labels != 1:
             raise ModelError(
-                f"a reward model has one label; {type(model).__name__} has num_labels={model.config.num_labels}. Load it with "
-                "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
+                f"a reward model has one label; {type(model).__name__} has num_labels={model.config.num_labels}. "
+                "Load it with AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
             )
         tokenizer = ready_tokenizer(processing_class, model, args, args.eos_token, args.chat_template_path)
         if peft_config is not None and peft_config.task_type is None:

@@ -34,7 +34,8 @@ class SFTTrainer(BaseTrainer):
     Args:
         model: a name or folder, a model, or a PEFT model.
         args: `SFTConfig`; plain `TrainingArguments` take the rest from its defaults.
-        train_dataset, eval_dataset: language modelling (`text`, `messages`, ShareGPT `conversations`), prompt-completion
+        train_dataset, eval_dataset: language modelling (`text`, `messages`, ShareGPT `conversations`),
+            prompt-completion
             (`prompt`, `completion`), standard or conversational, or tokenised (`input_ids` and masks or `labels`).
         formatting_func: makes a text of a row.
 
@@ -42,9 +43,11 @@ class SFTTrainer(BaseTrainer):
         ConfigError, DataError, ModelError: before any training.
     """
 
+    args: SFTConfig
+
     def __init__(
         self,
-        model: str | PreTrainedModel | nn.Module,
+        model: str | PreTrainedModel,
         args: SFTConfig | TrainingArguments | None = None,
         data_collator: Callable[[list[dict[str, Any]]], PromptTrees] | None = None,
         train_dataset: Rows | None = None,
@@ -64,6 +67,7 @@ class SFTTrainer(BaseTrainer):
             args = default_args(SFTConfig, model, "SFT")
         elif not isinstance(args, SFTConfig):
             args = SFTConfig(**{k: v for k, v in args.to_dict().items() if k in SFTConfig.__dataclass_fields__})
+        assert isinstance(args, SFTConfig)
         reject_compute_metrics(compute_metrics, preprocess_logits_for_metrics)
         if compute_loss_func is not None:
             raise ConfigError(
@@ -80,6 +84,7 @@ class SFTTrainer(BaseTrainer):
 
         def tokenize(rows: Rows, is_training: bool) -> Tokenized:
             packs = args.packing if is_training or args.eval_packing is None else args.eval_packing
+            assert not isinstance(args.dataset_kwargs, str)  # parsed by TrainingArguments
             as_they_are = bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
             keeps_overflow = packs and args.packing_strategy != "bfd"
             tokenized = tokenize_for_sft(
@@ -98,6 +103,7 @@ class SFTTrainer(BaseTrainer):
             if is_training and args.shuffle_dataset:
                 dataset = dataset.shuffle(seed=args.seed)
             if packs:
+                assert args.max_length is not None
                 dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
             return tokenized._replace(dataset=dataset)
 

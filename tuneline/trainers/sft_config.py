@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -15,7 +15,11 @@ from tuneline.trainers.base_config import BaseConfig
 class SFTConfig(BaseConfig):
     """Options of `SFTTrainer`: names and defaults of TRL 1.16."""
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "dataset_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "dataset_kwargs",
+    ]
 
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of AdamW."})
     chat_template_path: str | None = field(

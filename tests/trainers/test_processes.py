@@ -1,0 +1,38 @@
+"""Two processes (gloo) give the step, the metrics and the evaluation of one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+
+def trained(method, num_processes, folder):
+    folder.mkdir()
+    per_device = 8 // num_processes // 2
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
+        "-m", "tests.trainers.two_processes", method, str(per_device), str(folder),
+    ]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo"])
+def test_two_processes_match_one(method, tmp_path):
+    one, one_logs = trained(method, 1, tmp_path / "one")
+    two, two_logs = trained(method, 2, tmp_path / "two")
+    for name in one:
+        assert_close(two[name], one[name], atol=1e-5, rtol=1e-5)
+    for one_line, two_line in zip(one_logs, two_logs, strict=True):
+        for name, value in one_line.items():
+            if method == "dpo" and name == "eval_loss":
+                continue  # its `sft` part is a mean over the tokens of an evaluation batch
+            if not name.endswith(("runtime", "per_second", "preparation_time")):
+                assert two_line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
