@@ -192,8 +192,10 @@ class DPOTrainer(BaseTrainer):
         return self.logps(self.reference.logprobs(trees), trees)
 
     def chosen_nll(self, logprobs: Tensor, trees: PromptTrees) -> Tensor:
-        """(pairs,): a pair's share of the negative log-likelihood a chosen token, a mean over the whole optimizer
-        step."""
+        """(pairs,): a pair's share of the negative log-likelihood a chosen token: a mean over the whole optimizer step.
+
+        In evaluation it is a mean over the batch.
+        """
         assert self._chosen_tokens_per_pair is not None
         return -sum_by_sequence(logprobs, trees)[::2] / self._chosen_tokens_per_pair
 

@@ -1,0 +1,60 @@
+# Everything runs in .venv, made on first use from requirements.lock. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+CONFIG ?= configs/quickstart.yaml
+SET ?=
+
+.PHONY: help install quickstart run test test-slow check lint types bench lock clean
+
+help:  ## list the targets
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv and install everything from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; name another with: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV) || { echo "making $(VENV) failed: install the venv module of $(PYTHON) (Debian: apt install python3-venv)"; exit 1; }
+	@echo "installing from requirements.lock (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock 2> >(grep -v '^WARNING: Location' >&2) || \
+		{ echo "installation failed: see the message above; pip needs its package index, or a mirror named in its configuration"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
+
+quickstart: $(INSTALLED)  ## run the whole line on made data: prepare, sft, reward, dpo, evaluate
+	@$(BIN)/tuneline run configs/quickstart.yaml $(if $(SET),--set $(SET))
+
+run: $(INSTALLED)  ## run CONFIG=configs/NAME.yaml, with SET="a.b=c ..." to change values
+	@$(BIN)/tuneline run $(CONFIG) $(if $(SET),--set $(SET))
+
+test: $(INSTALLED)  ## run the tests (install included)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)  ## run the slow tests too: whole lines, two processes, kills (about half an hour)
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: lint types test  ## what CI runs
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## mypy
+	@$(BIN)/mypy
+
+bench: $(INSTALLED)  ## speed and memory side by side with TRL
+	@for method in sft reward dpo; do $(BIN)/python -m benchmarks $$method || exit 1; done
+
+lock:  ## resolve pyproject.toml anew into requirements.lock
+	@rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	@.lock-venv/bin/python -m pip install --quiet 'torch==2.13.0'
+	@.lock-venv/bin/python -m pip install --quiet '.[pipeline,dev]'
+	@{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --exclude tuneline | sed 's/^\(torch==[0-9.]*\)+cpu/\1/'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock && rm -rf .lock-venv
+
+clean:  ## remove what runs made (not .venv, not the DVC cache)
+	@rm -rf data/prepared models reports .work
