@@ -82,8 +82,10 @@ class Source(Section):
     )
     split: str = Field(default="train", description="Which split of a hub name or folder.")
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub.")
+    subset: str | None = Field(default=None, description="The configuration of a hub name that has several.")
     columns: dict[str, str] | None = Field(
-        default=None, description="Columns by the names the line uses, such as `{prompt: question, completion: answer}`."
+        default=None,
+        description="Columns by the names the line uses, such as `{prompt: question, completion: answer}`.",
     )
     synthetic: Synthetic | None = Field(default=None, description="Make the rows on the machine.")
 

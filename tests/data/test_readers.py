@@ -53,6 +53,9 @@ def test_folders_saved_by_datasets_are_read(tmp_path):
     assert read_source(str(tmp_path / "two"), split="test").to_list() == ROWS[:1]
     with pytest.raises(DataError, match="has no split 'validation'; it has 'train', 'test'"):
         read_source(str(tmp_path / "two"), split="validation")
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"damaged")
+    with pytest.raises(DataError, match="was saved by datasets and cannot be read"):
+        read_source(str(tmp_path / "one"))
 
 
 def test_a_hub_name_is_read_by_its_splits(tmp_path, monkeypatch):
@@ -82,6 +85,11 @@ def test_columns_are_renamed_and_rows_limited(tmp_path):
 def test_cells_of_csv_that_hold_messages_are_read_as_such(tmp_path):
     path = written(tmp_path, "rows.csv", 'messages,note\n"[{""role"": ""user"", ""content"": ""hi""}]",[{nothing\n')
     assert read_source(path).to_list() == [{"messages": [{"role": "user", "content": "hi"}], "note": "[{nothing"}]
+
+
+def test_cells_of_csv_may_be_long(tmp_path):
+    path = written(tmp_path, "rows.csv", "text\n" + "a" * 200_000 + "\n")
+    assert len(read_source(path)[0]["text"]) == 200_000
 
 
 def test_lines_that_are_no_rows_are_told_by_file_and_number(tmp_path):

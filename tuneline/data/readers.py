@@ -27,6 +27,7 @@ from tuneline.errors import DataError
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _EXTRA_CELLS = "_extra_cells"
+_LONGEST_CELL = 2**31 - 1  # the csv module's own limit is 131,072 characters, less than a long dialogue
 NUM_SHOWN = 10
 
 
@@ -182,6 +183,7 @@ def _object(path: Path, number: int, value: Any) -> SourceRow | BadRow:
 
 def _iter_csv(path: Path, lines: io.TextIOBase) -> Iterator[SourceRow | BadRow]:
     """Cells are text; one that holds a JSON list of objects, as messages do, is read as such."""
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.DictReader(lines, restkey=_EXTRA_CELLS, strict=True)
     try:
         for number, cells in enumerate(reader, 1):
@@ -221,7 +223,10 @@ def _iter_datasets(path: str, split: str, revision: str | None, subset: str | No
     place = Path(path)
     dataset: Any
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-        dataset = load_from_disk(path)
+        try:
+            dataset = load_from_disk(path)
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: was saved by datasets and cannot be read ({error}).") from error
         if isinstance(dataset, DatasetDict):
             if split not in dataset:
                 raise DataError(f"{path}: has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
