@@ -53,7 +53,7 @@ lock:  ## resolve pyproject.toml anew into requirements.lock
 	@rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	@.lock-venv/bin/python -m pip install --quiet 'torch==2.13.0'
 	@.lock-venv/bin/python -m pip install --quiet '.[pipeline,dev]'
-	@{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --exclude tuneline | sed 's/^\(torch==[0-9.]*\)+cpu/\1/'; } > requirements.lock.new
+	@{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --all --exclude tuneline --exclude pip | sed 's/^\(torch==[0-9.]*\)+cpu/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .lock-venv
 
 clean:  ## remove what runs made (not .venv, not the DVC cache)
