@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from tuneline.data.tokenize import Tokenized
+from tuneline.data.tokenize import TokenizationReport, Tokenized
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
 from tuneline.metrics import Metrics, Recorded
@@ -42,11 +42,18 @@ class BaseTrainer(Trainer):
     train_dataset: Any
     eval_dataset: Any
 
-    def __init__(self, model: nn.Module, args: BaseConfig, **kwargs: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        args: BaseConfig,
+        tokenization_reports: dict[str, TokenizationReport] | None = None,
+        **kwargs: Any,
+    ):
         prepare_for_trees(model)
         args.remove_unused_columns = False  # the collators know which columns they read
         args.include_num_input_tokens_seen = "no"  # counted here, from trees
         args.accelerator_config.dispatch_batches = False  # each process lays out its own rows of a stream
+        self.tokenization_reports = tokenization_reports or {}
         self.mode: Mode = "train"
         self.metrics: dict[Mode, Metrics] = {"train": Metrics(), "eval": Metrics()}
         self._new_tokens: Tensor | None = None
@@ -209,8 +216,9 @@ def ready_tokenizer(
 
 def tokenize_all(
     tokenize: Callable[[Rows, bool], Tokenized], train_dataset: Rows | None, eval_dataset: Any
-) -> tuple[Rows | None, Any]:
-    """Tokenise the training set and the evaluation set or sets; what was cut or dropped is logged."""
+) -> tuple[Rows | None, Any, dict[str, TokenizationReport]]:
+    """Tokenise the training set and the evaluation set or sets; what was cut or dropped is logged, and returned by name."""
+    reports = {}
 
     def one(name: str, rows: Rows | None) -> Rows | None:
         if rows is None:
@@ -219,13 +227,14 @@ def tokenize_all(
             raise DataError(f"{name} is a {type(rows).__name__}; pass a datasets.Dataset or IterableDataset.")
         tokenized = tokenize(rows, name == "train_dataset")
         logger.info("%s: %s", name, tokenized.report.describe())
+        reports[name] = tokenized.report
         return tokenized.dataset
 
     if isinstance(eval_dataset, Mapping):
         evaluation: Any = {key: one(f"eval_dataset[{key!r}]", rows) for key, rows in eval_dataset.items()}
     else:
         evaluation = one("eval_dataset", eval_dataset)
-    return one("train_dataset", train_dataset), evaluation
+    return one("train_dataset", train_dataset), evaluation, reports
 
 
 def reject_compute_metrics(compute_metrics: Any, preprocess_logits_for_metrics: Any) -> None:

@@ -110,10 +110,11 @@ class DPOTrainer(BaseTrainer):
                 num_proc=args.dataset_num_proc,
             )
 
-        train_dataset, eval_dataset = tokenize_all(tokenize, train_dataset, eval_dataset)
+        train_dataset, eval_dataset, reports = tokenize_all(tokenize, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             args=args,
+            tokenization_reports=reports,
             data_collator=data_collator or collate_preferences,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

@@ -87,10 +87,11 @@ class RewardTrainer(BaseTrainer):
                 rows, tokenizer, max_length=args.max_length, eos_token=args.eos_token, num_proc=args.dataset_num_proc
             )
 
-        train_dataset, eval_dataset = tokenize_all(tokenize, train_dataset, eval_dataset)
+        train_dataset, eval_dataset, reports = tokenize_all(tokenize, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             args=args,
+            tokenization_reports=reports,
             data_collator=data_collator or collate_scored_pairs,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

@@ -107,10 +107,11 @@ class SFTTrainer(BaseTrainer):
                 dataset = pack_dataset(dataset, args.max_length, args.packing_strategy)
             return tokenized._replace(dataset=dataset)
 
-        train_dataset, eval_dataset = tokenize_all(tokenize, train_dataset, eval_dataset)
+        train_dataset, eval_dataset, reports = tokenize_all(tokenize, train_dataset, eval_dataset)
         super().__init__(
             model=model,
             args=args,
+            tokenization_reports=reports,
             data_collator=data_collator or collate_texts,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

@@ -1,0 +1,195 @@
+"""What the training stages share: resume, checkpoints that are whole or not there, metrics by step, the published model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from stages.context import StageContext
+from stages.schema import TrainingSection
+from stages.storage import publish_folder, sync_tree
+from stages.supervise import crash_point
+from tuneline.errors import DataError
+from tuneline.logging import get_logger
+from tuneline.models.loading import load_tokenizer, resolve_model
+from tuneline.trainers.base import BaseTrainer
+
+logger = get_logger(__name__)
+
+COMPLETE = "COMPLETE"  # written into a checkpoint when all of it is on disk
+CLOCKS = ("runtime", "per_second", "preparation_time")  # metrics that tell of the machine, not of the run
+
+
+def training_arguments(context: StageContext, section: TrainingSection, config_class: type) -> Any:
+    """The trainer's configuration: the section's options over what a stage needs."""
+    defaults = {
+        "seed": context.config.seed,
+        "save_total_limit": 2,  # the last whole one stays while the next is written
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    fixed = {"output_dir": str(context.work), "report_to": "none", "disable_tqdm": True}
+    return config_class(**{**defaults, **section.training, **fixed})
+
+
+def lora(section: TrainingSection, task_type: str) -> LoraConfig | None:
+    return None if section.peft is None else LoraConfig(**{"task_type": task_type, **section.peft})
+
+
+def read_rows(path: Path) -> Dataset:
+    """Prepared rows, read from memory: nothing is cached outside the work folder."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run the stage that makes it: tuneline stage prepare")
+    return Dataset.from_parquet(str(path), keep_in_memory=True)
+
+
+def model_source(context: StageContext, folder: Path) -> tuple[str, dict[str, Any], Any]:
+    """Name, `from_pretrained` keywords and tokenizer of the model that a stage starts from."""
+    name, revision = resolve_model(folder)
+    keywords: dict[str, Any] = {"dtype": getattr(torch, context.config.model.dtype)}
+    if revision is not None:
+        keywords["revision"] = revision
+    tokenizer_folder = folder if (folder / "tokenizer_config.json").is_file() else None
+    tokenizer = load_tokenizer(str(tokenizer_folder or name), revision=None if tokenizer_folder else revision)
+    if tokenizer.chat_template is None and context.config.model.chat_template is not None:
+        tokenizer.chat_template = Path(context.config.model.chat_template).read_text(encoding="utf-8")
+    return name, keywords, tokenizer
+
+
+def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer]) -> None:
+    """Train from the last whole checkpoint on, then write the model, the curve and the metrics."""
+    checkpoint = last_checkpoint(context.work)
+    trainer = make_trainer()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(MetricsFile(context.metrics_file))
+    trainer.add_callback(WholeCheckpoints())
+    if checkpoint is not None:
+        logger.info("%s: goes on from %s", context.name, checkpoint.name)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    crash_point("trained")
+    save_model(trainer, context.final)
+    if trainer.is_world_process_zero():
+        write_report(context, trainer, evaluation)
+    PartialState().wait_for_everyone()
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to metrics.jsonl; a resumed run first drops what lies past its checkpoint."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        aside = self.path.with_suffix(".new")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(aside, self.path)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        metrics = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if not state.is_world_process_zero or "train_runtime" in metrics:
+            return
+        line = {
+            "step": state.global_step,
+            "max_steps": state.max_steps,
+            "timestamp": int(time.time() * 1000),
+            "metrics": {f"{'' if name.startswith('eval_') else 'train/'}{name}": v for name, v in metrics.items()},
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "mean_token_accuracy", "learning_rate")
+        values = ", ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
+        logger.info("step %d of %d: %s", state.global_step, state.max_steps, values)
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint complete once every process has written its part and all of it is on disk."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sync_tree(folder)
+            (folder / COMPLETE).touch()
+            sync_tree(folder)
+            crash_point(f"checkpoint-{state.global_step}")
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest complete checkpoint. Others were cut off while they were written, and are passed over."""
+    whole = [path for path in work.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def save_model(trainer: BaseTrainer, final: Path) -> None:
+    """Weights as safetensors, tokenizer and chat template; with LoRA the merged model, and the adapter beside it."""
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        aside = final.with_name("final.new")
+        with publish_folder(final, aside):
+            if isinstance(model, PeftModel):
+                model.save_pretrained(aside / "adapter", state_dict=state_dict)
+                model.merge_and_unload().save_pretrained(aside)
+            else:
+                model.save_pretrained(aside, state_dict=state_dict)
+            trainer.processing_class.save_pretrained(aside)
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[str, float]) -> None:
+    """curve.csv and metrics.json: numbers that the same inputs give again, none that tells of the machine."""
+    lines = read_metrics(context.metrics_file)
+    rows: dict[int, dict[str, float]] = {}
+    for line in lines:
+        rows.setdefault(line["step"], {}).update(line["metrics"])
+    names = sorted({name for row in rows.values() for name in row if not name.endswith((*CLOCKS, "epoch"))})
+    context.report.mkdir(parents=True, exist_ok=True)
+    with (context.report / "curve.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *names])
+        for step, row in sorted(rows.items()):
+            writer.writerow([step, *(row.get(name, "") for name in names)])
+    metrics: dict[str, float] = {"steps": trainer.state.global_step}
+    last = next((line["metrics"] for line in reversed(lines) if "train/loss" in line["metrics"]), {})
+    metrics |= {name: value for name, value in last.items() if not name.endswith(("epoch", "learning_rate"))}
+    metrics |= {
+        name.replace("eval_", "eval/", 1): value
+        for name, value in evaluation.items()
+        if not name.endswith((*CLOCKS, "epoch"))
+    }
+    for dataset, report in trainer.tokenization_reports.items():
+        counts = {name: n for name, n in asdict(report).items() if n is not None}
+        metrics |= {f"data/{dataset}/{name}": n for name, n in counts.items()}
+    (context.report / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
