@@ -1,9 +1,9 @@
 """Completions of a causal language model, the same on every run.
 
-Each prompt has random numbers of its own, drawn from (seed, prompt number): its sample does not depend on batch size, order
-or the other prompts, and two policies asked with one seed are compared on common random numbers. A draw is the Gumbel-max
-trick (Maddison, Tarlow and Minka 2014, arXiv:1411.0030): the token with the largest logit / temperature - log E, where E is
-exponential, is distributed as the softmax.
+Each prompt has random numbers of its own, drawn from (seed, prompt number): its sample does not depend on batch size,
+order or the other prompts, and two policies asked with one seed are compared on common random numbers. A draw is the
+Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv:1411.0030): the token with the largest logit / temperature
+- log E, with E exponential, is distributed as the softmax.
 """
 
 from __future__ import annotations

@@ -1,0 +1,285 @@
+"""evaluate: every policy of the line on the test prompts, and the reward model on held-out pairs. One process.
+
+Written to reports/evaluate: `metrics.json`; in `files/` the figures (`*.svg`), `evaluation.json` (what the report
+shows), `samples.json` (completions side by side) and `completions.parquet` (all of them). The same seed gives the same
+bytes.
+
+Metrics, where POLICY is `sft`, `dpo`, ... and those marked * have a 95 % interval in `NAME_low` and `NAME_high`:
+
+- `POLICY/accuracy`*: share of prompts with a known solution answered exactly; `POLICY/accuracy/TASK`* for each task
+- `POLICY/accuracy_gain`*: its difference from SFT, paired by prompt
+- `POLICY/win_rate_verifier`*, `POLICY/win_rate_reward`*: share of prompts answered better than by SFT, ties half, as
+  the verifier (right or wrong) and as the reward model have it
+- `POLICY/reward`*: mean score of the reward model
+- `POLICY/kl`*: KL from SFT in nats a completion, by the log-ratios of completions sampled at temperature 1;
+  `POLICY/kl_exact`*: the same by the whole next-token distributions on them
+- `POLICY/completion_length`: mean, in tokens, with the one that ended it; `POLICY/share_cut_off`: share that reached
+  `max_new_tokens` without an end
+- `reward_model/pairwise_accuracy`*: share of pairs ranked rightly; `reward_model/pairwise_accuracy/TASK`* where pairs
+  have tasks
+- `reward_model/calibration_error`: of sigmoid(score difference), ten bins
+- `reward_model/length_pearson`, `reward_model/length_spearman`: correlation of score and completion length
+- `reward_model/prefers_longer`*: share of pairs whose longer answer scores higher, beside
+  `reward_model/longer_is_chosen`, the share whose longer answer is the chosen one
+- `num_prompts`, `num_prompts_too_long`, `num_pairs`, `num_pairs_too_long`
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import torch
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.context import StageContext
+from stages.evaluate_files import write_results
+from stages.schema import PipelineConfig
+from tuneline.data.formats import maybe_extract_prompt
+from tuneline.data.rendering import split_at_prompt
+from tuneline.errors import DataError, StageError
+from tuneline.evaluation.accuracy import exact_match
+from tuneline.evaluation.divergence import Divergences, Sampled, kl_divergences
+from tuneline.evaluation.measures import Answers, ScoredPairs
+from tuneline.evaluation.prompts import Prompts, read_prompts
+from tuneline.evaluation.sampling import Completion, as_reply, encode_prompts, sample_completions
+from tuneline.evaluation.scoring import encode_answers, score_groups
+from tuneline.logging import get_logger
+from tuneline.models import prepare_for_trees
+from tuneline.models.loading import load_causal_lm, load_reward_model, load_tokenizer
+
+logger = get_logger(__name__)
+
+POLICIES = ("sft", "dpo")  # in the order of the line; a later one is one more name
+BASELINE = "sft"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that is asked."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Progress:
+    """Lines of metrics.jsonl, begun anew by each run: a step is an answered prompt."""
+
+    def __init__(self, file: Path, max_steps: int):
+        self.file, self.max_steps, self.step = file, max_steps, 0
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+
+    def write(self, metrics: Mapping[str, float], num_done: int = 0) -> None:
+        """`num_done` prompts on top of those of finished parts."""
+        line = {"step": self.step + num_done, "max_steps": self.max_steps, "timestamp": int(time.time() * 1000)}
+        with self.file.open("a") as file:
+            file.write(json.dumps({**line, "metrics": dict(metrics)}) + "\n")
+
+
+def main() -> None:
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    context = StageContext.load("evaluate")
+    evaluate(context.config, Path.cwd(), context.report, context.metrics_file)
+
+
+def evaluate(config: PipelineConfig, root: Path, report: Path, metrics_file: Path) -> dict[str, float]:
+    """Evaluate what lies in `root`/models on `root`/data/prepared, write the report folder, and return its metrics.
+
+    Raises:
+        StageError: there is no policy to evaluate.
+        DataError: the test set has no prompt that leaves room for an answer.
+    """
+    models, prepared = root / "models", root / "data" / "prepared"
+    names = [name for name in POLICIES if (models / name).is_dir()]
+    if not names:
+        raise StageError(f"evaluate: {models} has none of {', '.join(POLICIES)}; run the stages before this one.")
+    prompts, num_too_long = fitting_prompts(prepared / "test.parquet", models / names[0], config)
+    notes = _notes(prompts, num_too_long, names, has_reward_model=(models / "reward").is_dir())
+    for note in notes:
+        logger.warning("%s", note)
+    num_left_out = {"num_prompts_too_long": num_too_long}
+
+    answers, progress = ask(models, names, prompts, config, metrics_file)
+    pairs = None
+    if (models / "reward").is_dir():
+        model, tokenizer = _load(load_reward_model, models / "reward", config)
+        answers = score_answers(model, tokenizer, prompts, answers)
+        pairs, num_left_out["num_pairs_too_long"] = score_pairs(
+            model, tokenizer, prepared / "preference" / "eval.parquet"
+        )
+    settings = {**config.evaluate.model_dump(), "seed": config.seed, "policies": names, "baseline": BASELINE}
+    metrics = write_results(report, prompts, answers, pairs, settings, notes, num_left_out)
+    progress.write(metrics)
+    logger.info("evaluated %d policies on %d prompts: %d metrics", len(names), len(prompts), len(metrics))
+    return metrics
+
+
+def fitting_prompts(path: Path, policy: Path, config: PipelineConfig) -> tuple[Prompts, int]:
+    """The test prompts that leave the policies room for `max_new_tokens`, and how many do not."""
+    prompts = read_prompts(path, config.evaluate.num_samples)
+    lengths = [len(ids) for ids in encode_prompts(load_tokenizer(str(policy)), prompts.columns)]
+    max_length = _max_length(AutoConfig.from_pretrained(policy))
+    if max_length is None:
+        return prompts, 0
+    room = max_length - config.evaluate.max_new_tokens
+    fitting = [i for i, length in enumerate(lengths) if length <= room]
+    if not fitting:
+        raise DataError(
+            f"No prompt of {path} leaves room for evaluate.max_new_tokens={config.evaluate.max_new_tokens}: the "
+            f"shortest has {min(lengths)} tokens, and the model reads {max_length}; lower max_new_tokens."
+        )
+    return prompts.select(fitting), len(prompts) - len(fitting)
+
+
+def ask(
+    models: Path, names: Sequence[str], prompts: Prompts, config: PipelineConfig, metrics_file: Path
+) -> tuple[dict[str, Answers], Progress]:
+    """What each policy answers, and how far it is from the baseline; policies are loaded one after the other."""
+    temperature = config.evaluate.temperature
+    num_compared = len(names) - 1 if BASELINE in names else 0
+    num_asked = len(names) + (num_compared if temperature != 1 else 0)
+    progress = Progress(metrics_file, num_asked * len(prompts))
+    baseline: PreTrainedModel | None = None
+    answers = {}
+    for name in names:
+        policy = Policy(name, *_load(load_causal_lm, models / name, config))
+        completions = _sample(policy, prompts, temperature, config, progress)
+        correct = [
+            None if solution is None else exact_match(completion.text, solution)
+            for completion, solution in zip(completions, prompts.solutions, strict=True)
+        ]
+        divergences = None
+        if name == BASELINE:
+            baseline = policy.model
+        elif baseline is not None:
+            # the divergence is an expectation over what the policy says at temperature 1
+            own = completions if temperature == 1 else _sample(policy, prompts, 1.0, config, progress)
+            divergences = _divergences(policy, baseline, prompts, own)
+        answers[name] = Answers(completions, correct, None, divergences)
+    return answers, progress
+
+
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, answers: Mapping[str, Answers]
+) -> dict[str, Answers]:
+    """The same answers with the reward model's scores."""
+    sides = []
+    for of_one in answers.values():
+        replies = [as_reply(p, c.text) for p, c in zip(prompts.values, of_one.completions, strict=True)]
+        ids = encode_answers(tokenizer, {**prompts.columns, "reply": replies}, "reply")
+        sides.append([sequence[: _max_length(model.config)] for sequence in ids])
+    scores = score_groups(model, list(zip(*sides, strict=True)))
+    return {
+        name: replace(of_one, rewards=[of_prompt[i] for of_prompt in scores])
+        for i, (name, of_one) in enumerate(answers.items())
+    }
+
+
+def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[ScoredPairs, int]:
+    """The held-out pairs that the reward model can read, with their scores, and how many it cannot."""
+    rows = [maybe_extract_prompt(row) for row in pq.read_table(path).to_pylist()]
+    if not rows:
+        raise DataError(f"{path} has no rows; give prepare more preferences, or a larger eval_fraction.")
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    prompts = encode_prompts(tokenizer, columns)
+    chosen, rejected = (encode_answers(tokenizer, columns, side) for side in ("chosen", "rejected"))
+    longest = [max(map(len, pair)) for pair in zip(chosen, rejected, strict=True)]
+    limit = _max_length(model.config) or max(longest)
+    fitting = [i for i, length in enumerate(longest) if length <= limit]
+    if not fitting:
+        raise DataError(f"No pair of {path} fits the {limit} tokens that the reward model reads.")
+    scores = score_groups(model, [(chosen[i], rejected[i]) for i in fitting])
+    starts = {i: split_at_prompt(prompts[i], chosen[i], rejected[i]) for i in fitting}
+    tasks = columns.get("task", [None] * len(rows))
+    pairs = ScoredPairs(
+        chosen_scores=[of_chosen for of_chosen, _ in scores],
+        rejected_scores=[of_rejected for _, of_rejected in scores],
+        chosen_lengths=[len(chosen[i]) - starts[i] for i in fitting],
+        rejected_lengths=[len(rejected[i]) - starts[i] for i in fitting],
+        tasks=[tasks[i] for i in fitting],
+    )
+    return pairs, len(rows) - len(fitting)
+
+
+def _sample(
+    policy: Policy, prompts: Prompts, temperature: float, config: PipelineConfig, progress: Progress
+) -> list[Completion]:
+    kind = (
+        f"{policy.name}/prompts_done"
+        if temperature == config.evaluate.temperature
+        else f"{policy.name}/kl_prompts_done"
+    )
+    completions = sample_completions(
+        policy.model,
+        policy.tokenizer,
+        encode_prompts(policy.tokenizer, prompts.columns),
+        max_new_tokens=config.evaluate.max_new_tokens,
+        temperature=temperature,
+        seed=config.seed,
+        batch_size=config.evaluate.batch_size,
+        on_batch=lambda num_done: progress.write({kind: num_done}, num_done),
+    )
+    progress.step += len(prompts)
+    num_tokens = sum(completion.num_tokens for completion in completions)
+    logger.info(
+        "%s answered %d prompts at temperature %g with %d tokens", policy.name, len(prompts), temperature, num_tokens
+    )
+    return completions
+
+
+def _divergences(
+    policy: Policy, baseline: PreTrainedModel, prompts: Prompts, completions: Sequence[Completion]
+) -> Divergences | None:
+    own, other = (m.config.get_text_config().vocab_size for m in (policy.model, baseline))
+    if own != other:
+        logger.warning("%s has %d tokens and %s %d: no divergence", policy.name, own, BASELINE, other)
+        return None
+    ids = encode_prompts(policy.tokenizer, prompts.columns)
+    sampled = [Sampled(prompt, completion.ids) for prompt, completion in zip(ids, completions, strict=True)]
+    return kl_divergences(policy.model, baseline, sampled)
+
+
+def _load(
+    load: Callable[..., PreTrainedModel], folder: Path, config: PipelineConfig
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of the line that reads trees, on the accelerator if there is one, and its tokenizer."""
+    model = load(str(folder), dtype=config.model.dtype)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval()
+    prepare_for_trees(model)
+    return model, load_tokenizer(str(folder))
+
+
+def _max_length(config: PretrainedConfig) -> int | None:
+    """How many tokens a model reads at most; some architectures name no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _notes(prompts: Prompts, num_too_long: int, names: Sequence[str], has_reward_model: bool) -> list[str]:
+    """What is missing or was left out, for the log and the report."""
+    notes = [f"models/{name} does not exist: that policy is left out." for name in POLICIES if name not in names]
+    if BASELINE not in names:
+        notes.append(f"Without models/{BASELINE} there are no win rates, gains and divergences.")
+    if not has_reward_model:
+        notes.append("models/reward does not exist: scores, win rate by reward model and calibration are left out.")
+    num_solved = sum(solution is not None for solution in prompts.solutions)
+    if not num_solved:
+        notes.append("No test prompt has a solution: accuracy and win rate by verifier are left out.")
+    elif num_solved < len(prompts):
+        notes.append(f"{len(prompts) - num_solved} of {len(prompts)} test prompts have no solution: not in accuracy.")
+    if num_too_long:
+        notes.append(f"{num_too_long} test prompts leave no room for an answer and are left out.")
+    return notes
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The stage from end to end, on tiny random models that a character tokenizer feeds."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.evaluate import evaluate
+from stages.schema import PipelineConfig
+from tests.data.tiny_tokenizers import character_tokenizer
+from tests.models import tiny_causal_lm, tiny_reward_model
+from tuneline.data.storage import write_parquet
+from tuneline.errors import DataError, StageError
+
+TASKS = ("adding", "<b>sorting</b>")
+
+
+def question(i):
+    return [{"role": "user", "content": f"{i} + {i + 1} ="}]
+
+
+def answer(text):
+    return [{"role": "assistant", "content": str(text)}]
+
+
+def config(**options):
+    settings = {"num_samples": None, "temperature": 0.0, "max_new_tokens": 6, "batch_size": 4, "num_side_by_side": 3}
+    source = {"path": "rows.jsonl"}
+    return PipelineConfig.model_validate(
+        {
+            "name": "tiny",
+            "model": {"name_or_path": "models/base"},
+            "prepare": {"preferences": source},
+            "evaluate": {**settings, **options},
+        }
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    tokenizer = character_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "eos_token_id": 0, "pad_token_id": 0}
+    models = {
+        "sft": tiny_causal_lm("qwen2", seed=1, **sizes),
+        "dpo": tiny_causal_lm("qwen2", seed=2, **sizes),
+        "reward": tiny_reward_model("qwen2", seed=3, **sizes),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / "models" / name)
+        tokenizer.save_pretrained(tmp_path / "models" / name)
+    test = [{"prompt": question(i), "solution": str(2 * i + 1), "task": TASKS[i % 2]} for i in range(6)]
+    pairs = [{"prompt": question(i), "chosen": answer(2 * i + 1), "rejected": answer("many")} for i in range(5)]
+    prepared = tmp_path / "data" / "prepared"
+    write_parquet({prepared / "test.parquet": test, prepared / "preference" / "eval.parquet": pairs})
+    return tmp_path
+
+
+def run(root, name="first", **options):
+    return evaluate(config(**options), root, root / name, root / name / "metrics.jsonl")
+
+
+def read(root, path, name="first"):
+    return json.loads((root / name / path).read_text())
+
+
+def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
+    metrics = run(root)
+    assert metrics == read(root, "metrics.json")
+    assert {"num_prompts": 6, "num_pairs": 5, "num_prompts_too_long": 0}.items() <= metrics.items()
+    for policy in ("sft", "dpo"):
+        assert metrics[f"{policy}/accuracy"] == 0  # a random model
+        assert metrics[f"{policy}/accuracy_low"] == 0 < metrics[f"{policy}/accuracy_high"] < 1
+        assert f"{policy}/accuracy/adding" in metrics
+        assert f"{policy}/accuracy/_b_sorting_b_" in metrics
+        assert 0 < metrics[f"{policy}/completion_length"] <= 6
+        assert metrics[f"{policy}/reward_low"] <= metrics[f"{policy}/reward"] <= metrics[f"{policy}/reward_high"]
+    assert metrics["dpo/win_rate_verifier"] == 0.5  # both are always wrong
+    assert metrics["dpo/kl_exact"] > 0
+    assert "sft/kl" not in metrics
+    assert 0 <= metrics["reward_model/pairwise_accuracy"] <= 1
+    assert {"reward_model/calibration_error", "reward_model/length_spearman", "reward_model/prefers_longer"} <= set(
+        metrics
+    )
+
+    figures = {path.name for path in (root / "first" / "files").glob("*.svg")}
+    names = ("accuracy", "lengths", "reward_kl", "reliability", "pair_scores", "policy_scores")
+    assert figures == {f"{name}.svg" for name in names}
+    samples = read(root, "files/samples.json")
+    assert len(samples) == 3
+    assert samples[0]["prompt"] == question(0)
+    assert samples[0]["answers"]["dpo"]["correct"] is False
+    assert len(pq.read_table(root / "first" / "files" / "completions.parquet")) == 12
+    assert read(root, "files/evaluation.json")["notes"] == []
+
+
+def test_two_evaluations_give_the_same_bytes(root):
+    run(root, "first", temperature=0.7)
+    run(root, "second", temperature=0.7)
+    files = [path.relative_to(root / "first") for path in (root / "first").rglob("*.*") if path.suffix != ".jsonl"]
+    assert len(files) > 8
+    for file in files:
+        assert (root / "first" / file).read_bytes() == (root / "second" / file).read_bytes(), file
+
+
+def test_progress_goes_up_to_the_end_and_closes_with_all_metrics(root):
+    metrics = run(root)
+    lines = [json.loads(line) for line in (root / "first" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps)
+    assert (
+        {line["max_steps"] for line in lines} == {steps[-1]} == {18}
+    )  # two policies, and dpo once more for the divergence
+    assert lines[-1]["metrics"] == metrics
+
+
+def test_a_policy_equal_to_the_baseline_ties_with_it(root):
+    for file in (root / "models" / "sft").iterdir():
+        (root / "models" / "dpo" / file.name).write_bytes(file.read_bytes())
+    metrics = run(root, temperature=1.0)
+    assert metrics["dpo/win_rate_reward"] == 0.5
+    assert metrics["dpo/kl"] == metrics["dpo/kl_exact"] == 0
+    assert metrics["dpo/accuracy_gain"] == 0
+    assert metrics["dpo/reward"] == metrics["sft/reward"]
+
+
+def test_what_is_missing_is_said_and_left_out(root):
+    write_parquet({root / "data" / "prepared" / "test.parquet": [{"prompt": "2 + 2 ="}, {"prompt": "3 + 3 ="}]})
+    (root / "models" / "reward").rename(root / "models" / "elsewhere")
+    (root / "models" / "sft").rename(root / "models" / "gone")
+    metrics = run(root)
+    assert set(metrics) == {"num_prompts", "num_prompts_too_long", "dpo/completion_length", "dpo/share_cut_off"}
+    notes = " ".join(read(root, "files/evaluation.json")["notes"])
+    for missing in ("models/sft", "models/reward", "solution", "win rate"):
+        assert missing in notes
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted(root):
+    path = root / "data" / "prepared" / "test.parquet"
+    write_parquet({path: [{"prompt": "x" * 125, "solution": "1"}, {"prompt": "1 + 0 =", "solution": "1"}]})
+    metrics = run(root)  # the models read 128 tokens, and an answer may have 6
+    assert (metrics["num_prompts"], metrics["num_prompts_too_long"]) == (1, 1)
+    with pytest.raises(DataError, match="max_new_tokens=125"):
+        run(root, max_new_tokens=125)
+
+
+def test_without_a_policy_there_is_nothing_to_evaluate(root):
+    for name in ("sft", "dpo"):
+        (root / "models" / name).rename(root / name)
+    with pytest.raises(StageError, match="none of sft, dpo"):
+        run(root)
