@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from tuneline.data.readers import BadRow, SourceRow, bad_rows_error
 from tuneline.data.splits import drop_duplicates, hold_out, prompt_key, without_answers_to
@@ -134,8 +133,8 @@ def _one_a_prompt(rows: list[Row], counts: Counts) -> list[Row]:
 
 
 def _chosen_alone(row: Row) -> Row:
-    demonstrated: dict[str, Any] = {"prompt": row["prompt"], "completion": row["chosen"]}
-    return demonstrated | ({"tools": row["tools"]} if "tools" in row else {})
+    further: Row = {name: row[name] for name in ("task", "tools") if name in row}
+    return {"prompt": row["prompt"], "completion": row["chosen"], **further}
 
 
 def _check_filled(splits: dict[str, Split], asked: list[Row], counts: dict[str, Counts]) -> None:

@@ -60,7 +60,7 @@ def demonstration(values: Row) -> Row:
     """
     if values.get("prompt") is not None or values.get("completion") is not None:
         prompt, completion = _prompt_with(values, "completion")
-        return {"prompt": prompt, "completion": completion} | _tools(values)
+        return {"prompt": prompt, "completion": completion} | _named(values, "task") | _tools(values)
     for field in ("messages", "conversations", "text"):
         if (value := values.get(field)) is None:
             continue
