@@ -61,6 +61,13 @@ def read_metrics(root: Path, stage: str) -> dict[str, float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
+def cached_summary(root: Path, config: dict[str, Any], stages: list[str]) -> RunSummary:
+    """The summary of a run in which DVC had everything."""
+    now = datetime.now(UTC)
+    cached = tuple(StageSummary(stage, "cached", 0.0, read_metrics(root, stage)) for stage in stages)
+    return RunSummary(str(config.get("name", "align")), config, cached, now, now)
+
+
 def save_last_run(root: Path, run: RunSummary) -> Path:
     """Keeps the summary for `tuneline report`, written aside and renamed."""
     path = root / LAST_RUN
@@ -83,7 +90,27 @@ def load_last_run(root: Path) -> RunSummary:
     try:
         record = json.loads(path.read_text())
         stages = tuple(StageSummary(**stage) for stage in record.pop("stages"))
-        times = {name: datetime.fromisoformat(record.pop(name)).astimezone(UTC) for name in ("started", "finished")}
-        return RunSummary(stages=stages, **times, **record)
+        started, finished = (datetime.fromisoformat(record.pop(name)) for name in ("started", "finished"))
+        return RunSummary(stages=stages, started=started, finished=finished, **record)
     except (ValueError, TypeError, KeyError) as error:
         raise TunelineError(f"{path} cannot be read ({error}); run the line again, and it is written anew.") from error
+
+
+_KEY_METRICS = {
+    "prepare": ("sft/train", "preference/train", "test/train"),
+    "sft": ("eval/loss", "eval/mean_token_accuracy"),
+    "reward": ("eval/accuracy", "eval/loss"),
+    "dpo": ("eval/rewards/accuracies", "eval/loss"),
+    "evaluate": ("sft/accuracy", "dpo/accuracy", "reward/accuracy"),
+}
+
+
+def headline(stage: StageSummary, num_metrics: int = 3) -> str:
+    """The few numbers of a stage that say most, such as `eval/loss 0.412, eval/accuracy 0.87`."""
+    names = [name for name in _KEY_METRICS.get(stage.name, ()) if name in stage.metrics]
+    names = names or list(stage.metrics)
+    return ", ".join(f"{name} {_short(stage.metrics[name])}" for name in names[:num_metrics])
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

@@ -41,13 +41,13 @@ def find_checkout(start: Path) -> Path:
         if (folder / "dvc.yaml").is_file() and (folder / "flows" / "__main__.py").is_file():
             return folder
     raise TunelineError(
-        f"{start} is not in a checkout of tuneline (no folder from here upwards has dvc.yaml and flows/). The pipeline runs "
-        "from a checkout: clone the repository and run this command there. The trainers alone need none: `import tuneline`."
+        f"{start} is not in a checkout of tuneline (no folder from here upwards has dvc.yaml and flows/). The pipeline "
+        "runs from a checkout: clone the repository and run this command there. `import tuneline` needs none."
     )
 
 
 def run_in_checkout(root: Path, arguments: list[str]) -> None:
-    """Replaces this process with `python -m flows` in the checkout; the paths in `arguments` stay those of the user's folder."""
+    """Replaces this process with `python -m flows`; a path in `arguments` is still one from the user's folder."""
     os.environ["TUNELINE_CALLED_FROM"] = str(Path.cwd())
     os.chdir(root)
     sys.stdout.flush()

@@ -48,7 +48,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     """The parser of all commands; what it returns has `command` and that command's arguments."""
     parser = SuggestingParser(
         prog=prog,
-        description="Align language models: prepare, SFT, reward model, DPO and evaluation as one line of cached stages.",
+        description="Align language models: prepare, SFT, reward model, DPO and evaluation, as one line.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -63,7 +63,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     _add_config(run)
     run.add_argument("--force", action="store_true", help="run every stage, up to date or not")
     run.add_argument("--parallel", action="store_true", help="train reward and dpo at the same time")
-    run.add_argument("--retries", type=_count, default=2, metavar="N", help="tries after a failed one (default 2)")
+    _add_retries(run)
 
     plan = command("plan", "Show what a run would do, without doing it: stages, reasons, steps, times.")
     _add_config(plan)
@@ -73,7 +73,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     stage = command("stage", "Run one stage with the settings of the last run.")
     stage.add_argument("name", choices=STAGES, metavar="NAME", help=", ".join(STAGES))
     stage.add_argument("--force", action="store_true", help="run it even if it is up to date")
-    stage.add_argument("--retries", type=_count, default=2, metavar="N", help="tries after a failed one (default 2)")
+    _add_retries(stage)
 
     command("report", "Write the HTML report of the last run again, and print its path.")
     command("env", "Print versions, processors, memory and where the checkout is.")
@@ -90,6 +90,17 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         metavar="a.b=c",
         type=_override,
         help="change one setting (may be repeated), such as --set dpo.training.beta=0.2",
+    )
+
+
+def _add_retries(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retries", type=_count, default=2, metavar="N", help="tries after a failed one (default 2)")
+    parser.add_argument(
+        "--retry-delay",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="wait before the first retry, doubled before each further one (default 10)",
     )
 
 

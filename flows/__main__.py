@@ -1,0 +1,90 @@
+"""`python -m flows COMMAND ...`: the pipeline's commands, in the checkout's root; `tuneline` starts it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+
+from flows.settings import apply_settings
+from tuneline.cli.parser import make_parser
+from tuneline.errors import TunelineError
+
+STOPPED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 1 a stage failed, 2 what the user can mend, 130 stopped."""
+    arguments = make_parser("tuneline").parse_args(argv)
+    root = Path.cwd()
+    console = Console(stderr=False, highlight=False)
+    signal.signal(signal.SIGTERM, _stop)
+    apply_settings(root)
+    try:
+        match arguments.command:
+            case "run":
+                from flows.running import run_line
+
+                config = _config_path(arguments.config, root)
+                return run_line(root, console, arguments, config, arguments.overrides)
+            case "stage":
+                from flows.running import run_line
+
+                return run_line(root, console, arguments, None, [], only=[arguments.name])
+            case "plan":
+                from flows.showing import show_plan
+
+                return show_plan(root, console, _config_path(arguments.config, root), arguments.overrides)
+            case "status":
+                from flows.showing import show_status
+
+                return show_status(root, console)
+            case "report":
+                from flows.showing import rewrite_report
+
+                return rewrite_report(root, console)
+            case "env":
+                from tuneline.cli.environment import print_environment
+
+                print_environment()
+                return 0
+    except TunelineError as error:
+        print(f"tuneline: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where it was.", file=sys.stderr)
+        return STOPPED
+    raise AssertionError(arguments.command)
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _config_path(given: str, root: Path) -> Path:
+    """A config as the user named it, from the folder of the call; relative to the checkout where it lies in it."""
+    called_from = Path(os.environ.get("TUNELINE_CALLED_FROM", root))
+    path = (called_from / given).absolute()
+    if not path.exists() and (root / given).exists():
+        path = root / given
+    if not path.is_file():
+        near = _nearest_config(path, root)
+        raise TunelineError(f"{given} does not exist{near}.")
+    return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _nearest_config(path: Path, root: Path) -> str:
+    import difflib
+
+    known = sorted(str(config.relative_to(root)) for config in (root / "configs").glob("*.yaml"))
+    near = difflib.get_close_matches(path.stem, [Path(name).stem for name in known], n=1, cutoff=0.4)
+    if near:
+        return f"; did you mean configs/{near[0]}.yaml?"
+    return f"; there are {', '.join(known)}" if known else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The flow `align`: prepare, then sft, then reward and dpo, then evaluate. DVC skips what is up to date."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
+
+from stages.supervise import stage_lock, start_again, stop_all
+from tasks.display import display
+from tasks.graph import StagePlan, plan_stages
+from tasks.history import add_to_history
+from tasks.publishing import try_to_write_report
+from tasks.settings import read_params, resolve_config, write_params
+from tasks.stage import StageFailure, run_stage
+from tasks.summary import RunSummary, StageSummary, save_last_run
+from tasks.tracking import ParentRun
+
+MAX_DELAY_SECONDS = 600
+
+
+def _name_of_run() -> str:
+    config = flow_run.parameters.get("config")
+    return f"{Path(config).stem if config else 'align'} {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+@flow(name="align", flow_run_name=_name_of_run, persist_result=False)
+def align(
+    config: str | None = None,
+    overrides: list[str] | None = None,
+    only: list[str] | None = None,
+    force: bool = False,
+    parallel: bool = False,
+    retries: int = 2,
+    retry_delay: float = 10.0,
+    root: str = ".",
+) -> None:
+    """Brings every stage of the line up to date.
+
+    Args:
+        config: A pipeline's YAML; null takes the settings of the last run, from params.yaml.
+        overrides: Changes to it, such as `dpo.training.beta=0.2`.
+        only: Stages to run; null takes all.
+        force: Run them even if they are up to date.
+        parallel: Run stages that do not need each other at the same time.
+        retries: Tries after a failed one; errors that the user has to mend are not tried again.
+        retry_delay: Seconds before the first retry; each further one waits twice as long.
+        root: The checkout.
+    """
+    folder = Path(root).absolute()
+    start_again()
+    with stage_lock(folder / ".work" / "run.lock", _say_that_it_waits):
+        if config is not None:
+            write_params(folder, resolve_config(Path(config), overrides or []))
+        line = Line(folder, force=force, retries=retries, retry_delay=retry_delay)
+        try:
+            line.run([plan for plan in plan_stages(folder) if only is None or plan.name in only], parallel)
+        except BaseException as error:
+            stop_all()  # a signal reaches the main thread only; other threads' children are stopped here
+            line.finish(error)
+            raise
+        line.finish(None)
+
+
+def _say_that_it_waits(message: str) -> None:
+    display.say("Another run uses this checkout; waiting until it has ended.", "yellow")
+    get_run_logger().warning("%s", message)
+
+
+class Line:
+    """The stages of one run: what is done, and what is left."""
+
+    def __init__(self, root: Path, *, force: bool, retries: int, retry_delay: float) -> None:
+        self.root = root
+        self.settings = read_params(root)
+        self.started = datetime.now(UTC)
+        self._title = str(flow_run.name or "")
+        self._retries = retries
+        self._force = force
+        delays = [min(retry_delay * 2**n, MAX_DELAY_SECONDS) for n in range(retries)]
+        self._task = run_stage.with_options(retries=retries, retry_delay_seconds=delays)
+        self._states: dict[str, StageSummary] = {}
+        self._parent = ParentRun(root, self.settings)
+
+    def run(self, plans: list[StagePlan], parallel: bool) -> None:
+        """Each stage after those it needs.
+
+        Raises:
+            StageFailure: of the first stage that failed; what needs it was not started.
+        """
+        self._states = {plan.name: StageSummary(plan.name, "not started", 0.0) for plan in plans}
+        if self._force or any(not plan.up_to_date for plan in plans):
+            self._parent.open(self._title, str(flow_run.id or ""))
+        remaining = list(plans)
+        while remaining:
+            ready = [plan for plan in remaining if not any(other.name in plan.after for other in remaining)]
+            ready = ready if parallel else ready[:1]
+            remaining = [plan for plan in remaining if plan not in ready]
+            self._run_together(ready)
+
+    def _run_together(self, plans: list[StagePlan]) -> None:
+        started = []
+        for plan in plans:
+            self._states[plan.name] = StageSummary(plan.name, "failed", 0.0)  # until it has ended well
+            arguments = dict(root=str(self.root), up_to_date=self._is_known_up_to_date(plan), force=self._force)
+            arguments |= dict(parent_run=self._parent.id, flow_run=str(flow_run.id or ""), tries=1 + self._retries)
+            if len(plans) == 1:  # in this thread, which is the one that signals reach
+                self._states[plan.name] = self._task(plan.name, **arguments, return_state=True).result()
+            else:
+                started.append((plan.name, self._task.submit(plan.name, **arguments)))
+        failures = []
+        for name, future in started:
+            try:
+                future.wait()
+                self._states[name] = future.state.result()
+            except StageFailure as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def _is_known_up_to_date(self, plan: StagePlan) -> bool:
+        """Whether DVC need not be asked again: it was up to date, and nothing that it reads was made anew since."""
+        made_anew = any(self._states[name].state != "cached" for name in plan.after if name in self._states)
+        return plan.up_to_date and not made_anew and not self._force
+
+    def finish(self, error: BaseException | None) -> None:
+        """Keeps the record, writes the report and closes MLflow's run; a run that changed nothing leaves none."""
+        run = RunSummary(
+            name=str(self.settings.get("name", "align")),
+            config=self.settings,
+            stages=tuple(self._states.values()),
+            started=self.started,
+            finished=datetime.now(UTC),
+            flow_run=self._title,
+            parent_run=self._parent.id,
+        )
+        if run.all_cached:
+            self._parent.discard()
+            return
+        add_to_history(self.root, run)
+        save_last_run(self.root, run)
+        stopped = error is not None and not isinstance(error, StageFailure)
+        report = None if stopped else try_to_write_report(self.root, run)
+        self._parent.close(run, report)

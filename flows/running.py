@@ -1,0 +1,110 @@
+"""`tuneline run` and `tuneline stage`: what happens around the flow, from the settings to the final table."""
+
+import argparse
+import os
+import shlex
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.server import start_temporary_server
+from flows.settings import has_prefect_server
+from flows.terminal import print_end
+from tasks.display import display
+from tasks.graph import plan_stages
+from tasks.settings import read_params, resolve_config, write_params
+from tasks.summary import cached_summary, load_last_run
+from tuneline.errors import StageError, TunelineError
+
+
+def run_line(
+    root: Path,
+    console: Console,
+    options: argparse.Namespace,
+    config: Path | None,
+    overrides: list[str],
+    only: list[str] | None = None,
+) -> int:
+    """Runs the line, or one stage of it, and prints how it went; returns the exit code.
+
+    Nothing is started when nothing is out of date, unless the user has a Prefect server to show the run on.
+    """
+    settings = resolve_config(config, overrides) if config else read_params(root)
+    every = plan_stages(root, settings)
+    plans = [plan for plan in every if only is None or plan.name in only]
+    for plan in plans:
+        missing = [name for name in plan.follows if only is not None and name not in only]
+        if missing:
+            raise TunelineError(
+                f"{plan.name} reads what {' and '.join(missing)} makes, which is out of date; `tuneline run CONFIG` "
+                f"runs both, `tuneline stage {missing[0]}` that one."
+            )
+    if not options.force and all(plan.up_to_date for plan in plans):
+        if config:
+            write_params(root, settings)
+        if not has_prefect_server():
+            return _end_without_change(root, console, settings, [plan.name for plan in plans])
+    parameters = dict(only=only, force=options.force, retries=options.retries, retry_delay=options.retry_delay)
+    parameters |= dict(config=str(config) if config else None, overrides=overrides, root=str(root))
+    before = _last_record(root)
+    try:
+        _run_flow(root, console, {**parameters, "parallel": getattr(options, "parallel", False)})
+    except StageError as failure:
+        print_end(root, console, load_last_run(root))
+        console.print(f"\n{failure}\n", markup=False, soft_wrap=True)
+        console.print(f"Go on where it stopped:  {_again(config, overrides, only)}", markup=False, soft_wrap=True)
+        return 1 if getattr(failure, "retriable", True) else 2
+    if _last_record(root) == before:
+        return _end_without_change(root, console, settings, [plan.name for plan in plans])
+    print_end(root, console, load_last_run(root))
+    return 0
+
+
+def _run_flow(root: Path, console: Console, parameters: dict[str, Any]) -> None:
+    if has_prefect_server():
+        _check_server()
+    else:
+        server = start_temporary_server(root / ".prefect" / "server.log")
+        with console.status("Starting Prefect ..."):
+            server.wait_until_ready()
+    from flows.align import align
+
+    with display.shown_on(console):
+        align(**parameters)
+
+
+def _check_server() -> None:
+    url = os.environ.get("PREFECT_API_URL", "")
+    if not url:
+        return  # named in a profile: Prefect's own message must do
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TunelineError(
+            f"PREFECT_API_URL={url} does not answer ({reason}). Start that server, or unset PREFECT_API_URL: then "
+            "each run has a temporary one."
+        ) from error
+
+
+def _end_without_change(root: Path, console: Console, settings: dict[str, Any], stages: list[str]) -> int:
+    print_end(root, console, cached_summary(root, settings, stages))
+    return 0
+
+
+def _last_record(root: Path) -> str:
+    try:
+        return load_last_run(root).started.isoformat()
+    except TunelineError:
+        return ""
+
+
+def _again(config: Path | None, overrides: list[str], only: list[str] | None) -> str:
+    if config is None:
+        return shlex.join(["tuneline", "stage", *(only or [])])
+    return shlex.join(["tuneline", "run", str(config), *(part for text in overrides for part in ("--set", text))])

@@ -1,0 +1,73 @@
+"""How far a stage has got, read from the metrics file that it appends to: .work/STAGE/*/metrics.jsonl."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last line of a metrics file."""
+
+    step: int
+    max_steps: int | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float | None:
+        """Between 0 and 1; None when the number of steps is not known."""
+        return min(1.0, self.step / self.max_steps) if self.max_steps else None
+
+    def describe(self) -> str:
+        """Such as `120/400 steps, loss 0.61`."""
+        steps = f"{self.step}/{self.max_steps} steps" if self.max_steps else f"{self.step} steps"
+        values = {name.removeprefix("train/"): value for name, value in self.metrics.items()}
+        shown = [f"{name} {values[name]:.3g}" for name in _SHOWN if name in values]
+        return ", ".join([steps, *shown[:2]])
+
+
+_SHOWN = ("loss", "rewards/accuracies", "accuracy", "mean_token_accuracy", "eval_loss")
+
+
+def metrics_file(root: Path, stage: str, since: float) -> Path | None:
+    """The metrics file of the stage's present run: the newest one, touched after `since` (a time.time())."""
+    newest, path = since, None
+    for candidate in (root / ".work" / stage).glob("*/metrics.jsonl"):
+        changed = candidate.stat().st_mtime
+        if changed >= newest:
+            newest, path = changed, candidate
+    return path
+
+
+def read_progress(root: Path, stage: str, since: float) -> Progress | None:
+    """What the stage last wrote about itself after `since` (a time.time()); None before it has."""
+    path = metrics_file(root, stage, since)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+    last: Progress | None = None
+    for line in lines[:-1]:  # what follows the last line break is still being written
+        last = _parse(line, last) or last
+    return last
+
+
+def _parse(line: str, before: Progress | None) -> Progress | None:
+    try:
+        record = json.loads(line)
+        step, max_steps = int(record["step"]), record.get("max_steps")
+        metrics = {name: float(value) for name, value in record.get("metrics", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # the first line of the tail may be cut
+    earlier = before.metrics if before else {}
+    return Progress(step, max_steps or (before.max_steps if before else None), {**earlier, **metrics})
+
+
+def log_file(root: Path, stage: str, since: float) -> Path | None:
+    """The log of the stage's latest run after `since`, where it keeps one."""
+    logs = [log for log in (root / ".work" / stage).glob("*/log.txt") if log.stat().st_mtime >= since]
+    return max(logs, key=os.path.getmtime, default=None)

@@ -1,0 +1,131 @@
+"""A scratch checkout whose stages are toys: real DVC, real Prefect, real MLflow, no model."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+DVC_YAML = """\
+stages:
+  prepare:
+    cmd: python toy_stage.py prepare
+    deps: [toy_stage.py]
+    params: [seed, prepare]
+    outs: [data/prepared]
+    metrics: [reports/prepare/metrics.json: {cache: false}]
+"""
+STAGE_YAML = """\
+  NAME:
+    cmd: python toy_stage.py NAME
+    deps: [toy_stage.py, INPUTS]
+    params: [NAME]
+    outs: [models/NAME]
+    metrics: [reports/NAME/metrics.json: {cache: false}]
+"""
+INPUTS = {
+    "sft": "data/prepared",
+    "reward": "data/prepared, models/sft",
+    "dpo": "data/prepared, models/sft",
+    "evaluate": "models/reward, models/dpo",
+}
+CONFIG = """\
+name: toy
+model: {init: {model_type: qwen2}}
+prepare: {preferences: {synthetic: {num_rows: 10}}}
+sft: {launch: {timeout_hours: 1}}
+"""
+
+
+@dataclass
+class Checkout:
+    """A folder in which `tuneline` can be called as a user calls it."""
+
+    path: Path
+    env: dict[str, str]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", *arguments],
+            cwd=self.path,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def call(self, *arguments: str, exit_code: int = 0) -> str:
+        """Runs a command to its end and returns what the terminal shows."""
+        process = self.start(*arguments)
+        shown, _ = process.communicate(timeout=240)
+        assert process.returncode == exit_code, shown
+        return shown
+
+    def order(self, stage: str, words: str) -> None:
+        """What the stage's tries do, one word each; see toy_stage.py."""
+        (self.path / "orders").mkdir(exist_ok=True)
+        (self.path / "orders" / stage).write_text(words)
+
+    def tries(self, stage: str) -> int:
+        file = self.path / f"{stage}.tries"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    def forget_tries(self) -> None:
+        for file in self.path.glob("*.tries"):
+            file.unlink()
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run in this checkout."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()) == self.path and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout that has run once, so that Prefect's and MLflow's tables are there."""
+    path = tmp_path_factory.mktemp("template")
+    shutil.copy(Path(__file__).parent / "toy_stage.py", path)
+    text = DVC_YAML + "".join(STAGE_YAML.replace("NAME", n).replace("INPUTS", i) for n, i in INPUTS.items())
+    (path / "dvc.yaml").write_text(text)
+    (path / "toy.yaml").write_text(CONFIG)
+    (path / ".gitignore").write_text("/.work\n/.prefect\n/mlflow.db*\n/mlartifacts\n*.tries\n")
+    env = _env(path)
+    for command in ("git init -q", "python -m dvc init -q", "git add -A"):
+        subprocess.run(command.split(), cwd=path, env=env, check=True)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *identity, "commit", "-qm", "Start"], cwd=path, env=env, check=True)
+    Checkout(path, env).call("run", "toy.yaml")
+    return path
+
+
+@pytest.fixture
+def checkout(template: Path, tmp_path: Path) -> Iterator[Checkout]:
+    """A copy of it, in which everything is up to date."""
+    path = tmp_path / "checkout"
+    shutil.copytree(template, path, symlinks=True)
+    made = Checkout(path, _env(path))
+    made.forget_tries()
+    yield made
+    for process in made.processes():
+        process.kill()
+
+
+def _env(path: Path) -> dict[str, str]:
+    ours = ("PREFECT_", "MLFLOW_", "TUNELINE_", "DVC_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    programs = str(Path(sys.executable).parent)
+    return {**env, "PYTHONPATH": os.pathsep.join(paths), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
