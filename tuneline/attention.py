@@ -83,7 +83,13 @@ class Segments:
 
             n = self.num_tokens
             self._block_masks[window] = create_block_mask(
-                self.sees(window), B=None, H=None, Q_LEN=n, KV_LEN=n, device=str(self.bounds.device), _compile=True
+                self.sees(window),
+                B=None,
+                H=None,
+                Q_LEN=n,
+                KV_LEN=n,
+                device=str(self.bounds.device),
+                _compile=self.bounds.is_cuda,
             )
         return self._block_masks[window]
 
