@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ class Measurement(TrainerCallback):
         self.workload = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
         self.begun = time.perf_counter()
         self.step_ends: list[float] = []
+        self.waited: list[float] = []
         self.train_begun = self.train_ended = 0.0
         self.memory_before = self.peak_memory = 0.0
 
@@ -68,6 +70,7 @@ class Measurement(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_ends.append(time.perf_counter())
+        self.waited.append(seconds_waited())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.train_ended = time.perf_counter()
@@ -78,6 +81,7 @@ class Measurement(TrainerCallback):
         steps = [line for line in log_history if "loss" in line]
         measured = {
             "loop_seconds": self.step_ends[-1] - self.step_ends[0],
+            "waited": (self.waited[-1] - self.waited[0]) / (self.step_ends[-1] - self.step_ends[0]),
             "step_seconds": [end - start for start, end in zip(self.step_ends, self.step_ends[1:], strict=False)],
             "end_to_end_seconds": self.train_ended - self.begun,
             "setup_seconds": self.train_begun - self.begun,
@@ -89,6 +93,15 @@ class Measurement(TrainerCallback):
             "num_threads": torch.get_num_threads(),
         }
         self.result.write_text(json.dumps(measured), encoding="utf-8")
+
+
+def seconds_waited() -> float:
+    """Time that the threads of this process were ready to run and had no core, added up; 0 where it is not known."""
+    waited = 0.0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            waited += int(file.read_text(encoding="ascii").split()[1]) / 1e9
+    return waited
 
 
 def resident_memory() -> float:

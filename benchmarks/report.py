@@ -36,6 +36,7 @@ def table_of(comparison: Comparison, versions: dict[str, str]) -> Table:
     row("peak memory in training, GiB", lambda s: s.peak_memory / GIB, lambda x: f"{x:.2f}", "less")
     row("memory when training began, GiB", lambda s: s.memory_before / GIB, lambda x: f"{x:.2f}")
     row("share of matrix-product peak", lambda s: s.share_of_peak, lambda x: f"{x:.1%}", "more")
+    row("threads kept waiting, on average", lambda s: s.waited, lambda x: f"{x:.2f}")
     table.add_section()
     row("loss, first step", lambda s: s.losses[0], lambda x: f"{x:.6f}")
     row("loss, last step", lambda s: s.losses[-1], lambda x: f"{x:.6f}")

@@ -32,6 +32,7 @@ class Side:
     tokens_per_second: float
     peak_memory: float  # bytes, of the process during training
     memory_before: float  # bytes, when training began
+    waited: float  # threads that were ready to run and had no core, on average over the training loop
     share_of_peak: float  # FLOP/s of the fewest FLOPs that do the work, over the measured peak
     losses: tuple[float, ...]  # a step; of the first run
     grad_norms: tuple[float, ...]
@@ -136,6 +137,7 @@ def _summarize(name: str, runs: list[dict[str, Any]], work: Work, peak_flops: fl
         tokens_per_second=work.real_tokens / loop_seconds,
         peak_memory=median(run["peak_memory"] for run in runs),
         memory_before=median(run["memory_before"] for run in runs),
+        waited=median(run["waited"] for run in runs),
         share_of_peak=work.flops / loop_seconds / peak_flops,
         losses=tuple(runs[0]["losses"]),
         grad_norms=tuple(runs[0]["grad_norms"]),
