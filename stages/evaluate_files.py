@@ -64,7 +64,7 @@ def write_results(
     _write_json(files / "evaluation.json", _without_nan(record))
     _write_json(files / "samples.json", _samples(prompts, answers, settings["num_side_by_side"]))
     write_parquet({files / "completions.parquet": _rows(prompts, answers)})
-    for name, svg in _draw(answers, measures, by_task, pairs).items():
+    for name, svg in _draw(answers, measures, by_task, pairs, baseline_name).items():
         (files / f"{name}.svg").write_text(svg, encoding="utf-8")
     return metrics
 
@@ -87,6 +87,7 @@ def _draw(
     measures: Mapping[str, Measures],
     by_task: Mapping[str, Intervals],
     pairs: ScoredPairs | None,
+    baseline: str,
 ) -> dict[str, str]:
     """SVG by name, for what there is."""
     drawn = {}
@@ -103,7 +104,7 @@ def _draw(
         if of_one.rewards is not None
     }
     if any("kl" in measures[name] for name in points):
-        drawn["reward_kl"] = figures.reward_against_divergence(points)
+        drawn["reward_kl"] = figures.reward_against_divergence(points, baseline)
     if pairs is not None:
         drawn["reliability"] = figures.reliability(calibration(pairs.chosen_scores, pairs.rejected_scores))
         sides = {"chosen": pairs.chosen_scores, "rejected": pairs.rejected_scores}

@@ -97,11 +97,11 @@ def load_last_run(root: Path) -> RunSummary:
 
 
 _KEY_METRICS = {
-    "prepare": ("sft/train", "preference/train", "test/train"),
+    "prepare": ("demonstrations/train", "preferences/train", "test/eval"),
     "sft": ("eval/loss", "eval/mean_token_accuracy"),
     "reward": ("eval/accuracy", "eval/loss"),
     "dpo": ("eval/rewards/accuracies", "eval/loss"),
-    "evaluate": ("sft/accuracy", "dpo/accuracy", "reward/accuracy"),
+    "evaluate": ("sft/accuracy", "dpo/accuracy", "reward_model/pairwise_accuracy"),
 }
 
 

@@ -17,7 +17,8 @@ def all_figures(name="sorting"):
         "reliability": figures.reliability(calibration([1.0, 2.0, 0.0], [0.0, 0.0, 0.0])),
         "histograms": figures.histograms({"sft": [1, 2, 2], name: [3]}, name, "tokens", whole=True),
         "constant": figures.histograms({"sft": [0.5, 0.5]}, "one value", "score"),
-        "reward_kl": figures.reward_against_divergence({name: (Interval(1, 0.5, 2), Interval(0, -1, 1))}),
+        "reward_kl": figures.reward_against_divergence({name: (Interval(1, 0.5, 2), Interval(0, -1, 1))}, name),
+        "counted": figures.counted([0, 2, 4], [5, 1], name, "tokens", limit=3),
         "curves": figures.curves({"loss": ([1, 2, 3], [3.0, math.nan, 1.0]), name: ([2], [0.5])}, "sft"),
     }
 

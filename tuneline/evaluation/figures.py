@@ -131,7 +131,7 @@ def histograms(scores: Mapping[str, Sequence[float]], title: str, label: str, wh
             axes.text(
                 1.0,
                 1.0 - 0.085 * i,
-                f"{name}: mean {mean:.4g}",
+                f"{name}: mean {mean:.2f}",
                 color=colour,
                 ha="right",
                 va="top",
@@ -144,11 +144,12 @@ def histograms(scores: Mapping[str, Sequence[float]], title: str, label: str, wh
     return drawing.svg
 
 
-def reward_against_divergence(points: Mapping[str, tuple[Interval, Interval]]) -> str:
+def reward_against_divergence(points: Mapping[str, tuple[Interval, Interval]], reference: str) -> str:
     """Mean reward by divergence from the reference, with 95 % intervals.
 
     Args:
         points: policy to (divergence in nats, reward).
+        reference: the policy that the divergence is from.
     """
     with _drawing("What reward costs in divergence", height=2.9) as drawing:
         axes = drawing.axes
@@ -161,7 +162,7 @@ def reward_against_divergence(points: Mapping[str, tuple[Interval, Interval]]) -
                 policy, (kl.estimate, reward.estimate), (8, 7), textcoords="offset points", color=colour, weight="bold"
             )
         axes.margins(0.18)
-        axes.set(xlabel="KL from sft, nats a completion", ylabel="mean score of the reward model")
+        axes.set(xlabel=f"KL from {reference}, nats a completion", ylabel="mean score of the reward model")
     return drawing.svg
 
 
@@ -198,6 +199,29 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
                 annotation_clip=False,
             )
         axes.set(xlabel=label, ylim=(low, high))
+    return drawing.svg
+
+
+def counted(edges: Sequence[float], counts: Sequence[int], title: str, label: str, limit: float | None = None) -> str:
+    """A histogram whose counts are there already, with a line at a limit that lies within it."""
+    with _drawing(title, height=2.2) as drawing:
+        axes = drawing.axes
+        axes.stairs(counts, edges, color=SERIES[0], fill=True, alpha=0.8)
+        if limit is not None and limit <= edges[-1]:
+            axes.axvline(limit, color=SERIES[1], linewidth=1.4)
+            side = "right" if limit > (edges[0] + edges[-1]) / 2 else "left"
+            axes.annotate(
+                f"limit {limit:,}",
+                (limit, 1.02),
+                (-5 if side == "right" else 5, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha=side,
+                color=SERIES[1],
+                size=8.5,
+            )
+        axes.set(xlabel=label, ylabel="rows")
+        axes.grid(axis="x", visible=False)
     return drawing.svg
 
 

@@ -1,0 +1,141 @@
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import pytest
+
+from tasks.report import duration, number, prompt_parts, themed, write_report
+from tasks.summary import RunSummary, StageSummary
+from tests.evaluation.checkout import TASKS, make_checkout
+from tuneline.evaluation import figures
+
+HOSTILE = "</pre></style>\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.texts = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkout")
+    path = write_report(root, make_checkout(root))
+    assert path == root / "reports" / "report.html"
+    return path.read_text()
+
+
+def test_a_report_shows_every_part(html):
+    page = Page(html)
+    for part in (
+        *("prepare", "cached", "up to date", "eval/loss", "3:07"),  # the run
+        *("duplicates", "overlapping", "Would be cut", "made on the machine", "sft/train: tokens a row"),  # the data
+        *("Accuracy (exact match)", "Win rate against sft, by reward model", "KL from sft", "Share cut off", *TASKS),
+        *("Expected calibration error", "Pairs ranked rightly", "300 pairs"),  # the reward model
+        *("solution:", "✓ correct", "✗ wrong"),  # samples
+        *("beta: 0.1", "transformers", "0123456789abcdef0123456789abcdef.dir", "amber-fox", "0a1b2c", "sha256"),
+    ):
+        assert part in page.text, part
+    # three histograms of lengths, loss and accuracy of three stages, and those of the evaluation
+    assert page.tags.count("svg") == 3 + 3 * 2 + 6
+    assert "missing" not in page.text
+    assert "is not there" not in page.text
+
+
+def test_a_report_needs_nothing_but_itself(html):
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith("#"), value
+    assert "url(" not in html.replace("url(#", "")
+    assert "@import" not in html
+
+
+def test_all_identifiers_that_are_referred_to_stand_once(html):
+    for target in set(re.findall(r'(?:href="|url\()#([^")]+)', html)):
+        assert html.count(f'id="{target}"') >= 1, target
+
+
+def test_hostile_text_from_data_and_configs_is_escaped(tmp_path):
+    page = Page(write_report(tmp_path, make_checkout(tmp_path, HOSTILE)).read_text())
+    assert not {"script", "img"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert HOSTILE in page.text.replace("\n", " ")
+    assert "49" not in page.text.replace("{{ 7 * 7 }}", "").split()
+
+
+def test_what_is_missing_is_said(tmp_path):
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    stages = (StageSummary("prepare", "failed", 3.0), StageSummary("sft", "not started", 0.0))
+    page = Page(write_report(tmp_path, RunSummary("broken", {}, stages, now, now)).read_text())
+    for missing in ("summary.json", "sft/curve.csv", "evaluation.json", "samples.json", "dvc.lock"):
+        assert re.search(rf"{re.escape(missing)} is not there", page.text), missing
+    for said in ("failed", "not started", "no requirements.lock", "not in a git repository"):
+        assert said in page.text
+
+
+def test_a_broken_file_counts_as_missing(tmp_path):
+    run = make_checkout(tmp_path)
+    (tmp_path / "reports" / "evaluate" / "files" / "evaluation.json").write_text("{")
+    assert "evaluation.json is not there" in Page(write_report(tmp_path, run).read_text()).text
+
+
+def test_figures_take_the_colours_of_the_page():
+    svg = themed(figures.curves({"loss": ([1, 2], [3.0, 1.0])}, "loss"))
+    assert "var(--series-0)" in svg
+    assert "var(--text)" in svg
+    assert not [colour for colour in (*figures.INK.values(), figures.SERIES[0]) if colour in svg]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("<script>alert(1)</script>", "<script>"),
+        ("<foreignObject/>", "<foreignObject>"),
+        ('<g onclick="alert(1)"/>', "onclick"),
+        ('<use href="https://example.org/x.svg#a"/>', "href"),
+        ('<rect style="fill: url(https://example.org/x)"/>', "outside"),
+        ("<style>* { background: url(//example.org) }</style>", "outside"),
+        ("<g>", "no XML"),
+    ],
+)
+def test_a_figure_that_was_tampered_with_is_refused(content, reason):
+    with pytest.raises(ValueError, match=reason):
+        themed(f'<svg xmlns="http://www.w3.org/2000/svg">{content}</svg>')
+
+
+def test_a_refused_figure_leaves_the_report_whole(tmp_path):
+    run = make_checkout(tmp_path)
+    figure = tmp_path / "reports" / "evaluate" / "files" / "accuracy.svg"
+    figure.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+    page = Page(write_report(tmp_path, run).read_text())
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 3 + 3 * 2 + 5
+
+
+def test_numbers_are_written_for_readers():
+    assert [number(v) for v in (None, 1234, 0.61254, 1.0, 12345.6, 0.00012, "x")] == [
+        *("–", "1,234", "0.613", "1.000", "12,346", "1.2e-04", "x"),
+    ]
+    assert [duration(s) for s in (4.16, 187, 7387)] == ["4.2 s", "3:07", "2:03:07"]
+
+
+def test_prompts_are_shown_turn_by_turn():
+    assert prompt_parts("2 + 2 =") == [("", "2 + 2 =")]
+    assert prompt_parts([{"role": "user", "content": "hi"}]) == [("user", "hi")]
