@@ -51,8 +51,8 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int) -> Inter
     if array.size == 0:
         return Interval(math.nan, math.nan, math.nan)
     generator = np.random.default_rng(seed)
-    resamples = (array[generator.integers(array.size, size=array.size)] for _ in range(_NUM_RESAMPLES))
-    low, high = np.quantile([math.fsum(sample) / array.size for sample in resamples], [0.025, 0.975])
+    means = [array[generator.integers(array.size, size=array.size)].mean() for _ in range(_NUM_RESAMPLES)]
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(math.fsum(array) / array.size, float(low), float(high))
 
 
