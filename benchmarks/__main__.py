@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--rows", type=int, default=64, help="rows to measure, pairs or texts (default 64)")
+    amount.add_argument("--rows", type=int, default=128, help="rows to measure, pairs or texts (default 128)")
     amount.add_argument("--steps", type=int, help="optimizer steps to measure, in place of --rows")
     parser.add_argument("--batch-size", type=int, default=8, help="rows a step (default 8)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side, in turns, for medians (default 1)")

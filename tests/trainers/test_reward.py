@@ -40,6 +40,18 @@ def test_a_saved_model_scores_the_same_when_loaded_by_transformers_alone(tmp_pat
         assert_close(sequence_scores(trainer.model.eval(), batch)[:1], loaded(ids).logits[0])
 
 
+def test_where_the_end_token_pads_the_score_is_read_where_transformers_reads_it(tmp_path):
+    model = tiny_reward_model()
+    model.config.pad_token_id = 1
+    trainer = build("reward", tmp_path, model=model)
+    trees = trainer.data_collator([{"chosen_ids": [5, 6, 7, 1], "rejected_ids": [5, 1]}])
+    padded = torch.tensor([[5, 6, 7, 1], [5, 1, 1, 1]])
+    with torch.no_grad():
+        plain = AutoModelForSequenceClassification.from_config(model.config)
+        plain.load_state_dict(trainer.model.state_dict())
+        assert_close(sequence_scores(trainer.model.eval(), trees), plain.eval()(padded).logits[:, 0])
+
+
 def test_a_pair_whose_one_side_begins_with_the_other_scores_both_ends(tmp_path):
     trainer = build("reward", tmp_path)
     trees = trainer.data_collator([{"chosen_ids": [5, 6, 7], "rejected_ids": [5, 6, 7, 8]}])

@@ -36,11 +36,15 @@ def collate_preferences(rows: Sequence[Row]) -> PromptTrees:
     return lay_out(trees, columns)
 
 
-def collate_scored_pairs(rows: Sequence[Row]) -> PromptTrees:
-    """Rows of whole sequences `chosen_ids` and `rejected_ids`, and `margin` if any: what both begin with is shared."""
+def collate_scored_pairs(rows: Sequence[Row], pad_token_id: int | None = None) -> PromptTrees:
+    """Rows of whole sequences `chosen_ids` and `rejected_ids`, and `margin` if any: what both begin with is shared.
+
+    transformers' classifiers read the score at the last token that is no padding, so padding tokens at an end are left off;
+    that is the end token, where it pads too.
+    """
     trees = []
     for row in rows:
-        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
+        chosen, rejected = (_without_padding(row[name], pad_token_id) for name in ("chosen_ids", "rejected_ids"))
         # the last token of each is where its score is read, so it is never shared
         ends = min(len(chosen), len(rejected)) - 1
         shared = sum(
@@ -52,3 +56,10 @@ def collate_scored_pairs(rows: Sequence[Row]) -> PromptTrees:
     if "margin" in rows[0]:
         columns["margin"] = torch.tensor([row["margin"] for row in rows], dtype=torch.float32)
     return lay_out(trees, columns)
+
+
+def _without_padding(ids: list[int], pad_token_id: int | None) -> list[int]:
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad_token_id:
+        end -= 1
+    return ids[:end]

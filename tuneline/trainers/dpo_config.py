@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tuneline.errors import ConfigError
+from tuneline.losses.preference import check_preference_options
 from tuneline.trainers.base_config import BaseConfig
 
 LossType = Literal[
@@ -13,8 +14,6 @@ LossType = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
-
-_WITH_F_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 
 
 @dataclass
@@ -72,25 +71,24 @@ class DPOConfig(BaseConfig):
         unknown = set(self.loss_type) - set(get_args(LossType))
         if unknown:
             raise ConfigError(f"loss_type={sorted(unknown)} is unknown; it can be {', '.join(get_args(LossType))}.")
-        if self.f_divergence_type not in get_args(FDivergence):
-            raise ConfigError(
-                f"f_divergence_type={self.f_divergence_type!r} is unknown; use one of {get_args(FDivergence)}."
-            )
-        if self.f_divergence_type != "reverse_kl" and set(self.loss_type) - _WITH_F_DIVERGENCE:
-            wrong = sorted(set(self.loss_type) - _WITH_F_DIVERGENCE)
-            raise ConfigError(
-                f"f_divergence_type={self.f_divergence_type!r} does not go with loss_type={wrong}; use 'reverse_kl', "
-                f"or losses among {sorted(_WITH_F_DIVERGENCE)}."
-            )
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ConfigError(
                 f"loss_weights has {len(self.loss_weights)} values for the {len(self.loss_type)} of {self.loss_type}, "
                 "not one each."
             )
-        if "exo_pair" in self.loss_type and self.label_smoothing == 0:
-            raise ConfigError("loss_type 'exo_pair' needs label_smoothing > 0 (its paper uses 1e-3); it is 0.")
-        if "robust" in self.loss_type and not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(f"loss_type 'robust' needs 0 <= label_smoothing < 0.5; it is {self.label_smoothing}.")
+        for loss_type in self.loss_type:
+            if loss_type == "sft":
+                continue
+            try:
+                check_preference_options(
+                    loss_type,
+                    beta=self.beta,
+                    label_smoothing=self.label_smoothing,
+                    f_divergence_type=self.f_divergence_type,
+                    discopop_tau=self.discopop_tau,
+                )
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         if self.use_weighting and set(self.loss_type) & {"aot", "aot_unpaired"}:
             raise ConfigError("use_weighting=True does not go with the aot losses, which sort the pairs of a batch.")
         if self.sync_ref_model and self.precompute_ref_log_probs:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from peft import PeftConfig
@@ -92,7 +93,7 @@ class RewardTrainer(BaseTrainer):
             model=model,
             args=args,
             tokenization_reports=reports,
-            data_collator=data_collator or collate_scored_pairs,
+            data_collator=data_collator or partial(collate_scored_pairs, pad_token_id=model.config.pad_token_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
