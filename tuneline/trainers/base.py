@@ -217,7 +217,7 @@ def ready_tokenizer(
 def tokenize_all(
     tokenize: Callable[[Rows, bool], Tokenized], train_dataset: Rows | None, eval_dataset: Any
 ) -> tuple[Rows | None, Any, dict[str, TokenizationReport]]:
-    """Tokenise the training set and the evaluation set or sets; what was cut or dropped is logged, and returned by name."""
+    """Tokenise the training set and the evaluation set or sets; what was cut or dropped is logged and returned."""
     reports = {}
 
     def one(name: str, rows: Rows | None) -> Rows | None:
