@@ -1,4 +1,4 @@
-"""dpo: preference optimization of the SFT model, which is its reference too. Started by `accelerate launch -m stages.dpo`."""
+"""dpo: preference optimization of the SFT model, its reference too. Started by `accelerate launch -m stages.dpo`."""
 
 from pathlib import Path
 

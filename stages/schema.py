@@ -1,20 +1,29 @@
 """What a pipeline's YAML may hold, as strict types: unknown names, wrong types and contradictions are errors.
 
-`stages.loading.load_config` reads a file into `PipelineConfig` and reports all errors at once. A section's `training:` holds
-the fields of that trainer's config class and its `peft:` those of `peft.LoraConfig`; they are checked against these classes
-(`stages.known_fields`) and not restated here.
+`stages.loading.load_config` reads a file into `PipelineConfig` and reports all errors at once. A section's `training:`
+holds the fields of that trainer's config class and its `peft:` those of `peft.LoraConfig`; they are checked against
+these classes (`stages.known_fields`) and not restated here.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field, model_validator
 
 STAGES = ("prepare", "sft", "reward", "dpo", "evaluate")
 TRAINING_STAGES = ("sft", "reward", "dpo")
+NO_FILE = "requirements.lock"  # every stage depends on it, so naming it once more changes nothing
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
+
+_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz", ".parquet", ".csv", ".jinja", ".yaml", ".yml")
+
+
+def is_local(path: str) -> bool:
+    """Whether a path means a file or folder, and not a name on the hub."""
+    return path.startswith(("/", "./", "../")) or path.endswith(_FILE_SUFFIXES) or Path(path).exists()
 
 
 class Section(BaseModel):
@@ -24,7 +33,7 @@ class Section(BaseModel):
 
 
 class ModelInit(Section):
-    """A model made on the machine: its size, and how its tokenizer is made. Other fields go to the model type's config."""
+    """A model made on the machine: its size, and its tokenizer. Other fields are those of the model type's config."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -41,7 +50,9 @@ class ModelInit(Section):
 class ModelSection(Section):
     """The policy that the line starts from: a name or folder, or made from `init`."""
 
-    name_or_path: str | None = Field(default=None, description="A name on the hub, or a folder with a saved model.")
+    name_or_path: FilePath | None = Field(
+        default=None, description="A name on the hub, or a folder with a saved model."
+    )
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub; pin it, and runs repeat.")
     init: ModelInit | None = Field(
         default=None, description="Make the model from a config, with weights from the seed."
@@ -49,7 +60,7 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Type of the weights in training."
     )
-    chat_template: str | None = Field(
+    chat_template: FilePath | None = Field(
         default=None, description="A .jinja file, for a tokenizer that has no chat template."
     )
 
@@ -77,7 +88,7 @@ class Synthetic(Section):
 class Source(Section):
     """Where rows come from: files, a folder, a name on the hub, or made on the machine."""
 
-    path: str | None = Field(
+    path: FilePath | None = Field(
         default=None, description="JSONL, .gz, Parquet or CSV file, a folder made by datasets, or a hub name."
     )
     split: str = Field(default="train", description="Which split of a hub name or folder.")
@@ -122,7 +133,7 @@ class Launch(Section):
     """How Accelerate launches a stage."""
 
     num_processes: Count = Field(default=1, description="Processes (one a GPU); on a CPU they talk over gloo.")
-    config_file: str | None = Field(
+    config_file: FilePath | None = Field(
         default=None, description="A file of `accelerate config`, for FSDP, DeepSpeed or several hosts."
     )
     timeout_hours: Annotated[float, Field(gt=0)] = Field(
@@ -165,3 +176,20 @@ class PipelineConfig(Section):
     reward: TrainingSection = Field(default_factory=TrainingSection, description="Reward modelling.")
     dpo: TrainingSection = Field(default_factory=TrainingSection, description="Direct preference optimization.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="Evaluation.")
+
+    @computed_field(description="What the stages read from disk, for dvc.yaml to depend on.")  # type: ignore[prop-decorator]
+    @property
+    def files(self) -> dict[str, str]:
+        """A path for each place that may name one; where none is named, a file that the stage depends on anyway."""
+        prepare, model = self.prepare, self.model
+        named = {
+            "demonstrations": prepare.demonstrations and prepare.demonstrations.path,
+            "preferences": prepare.preferences.path,
+            "test": prepare.test and prepare.test.path,
+            "model": model.name_or_path,
+            "chat_template": model.chat_template,
+            "sft_launch": self.sft.launch.config_file,
+            "reward_launch": self.reward.launch.config_file,
+            "dpo_launch": self.dpo.launch.config_file,
+        }
+        return {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}

@@ -1,4 +1,4 @@
-"""What the training stages share: resume, checkpoints that are whole or not there, metrics by step, the published model."""
+"""What the training stages share: resume, whole checkpoints, metrics by step, the published model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,200 @@
+"""Checks `training:`, `peft:`, `model.init:` and synthetic tasks against the classes that define them.
+
+These classes import torch, which takes seconds. So they are asked in a process of its own, and what was found valid is
+remembered in .work/checked, by the settings, the versions of the libraries and the sources of the classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.schema import TRAINING_STAGES
+from stages.settings_errors import MISSING, SettingError, is_secret
+from tuneline.errors import StageError
+
+_CODE = Path(__file__).parent.parent
+_SOURCES = (
+    "tuneline/trainers/*_config.py",
+    "tuneline/models/tiny.py",
+    "tuneline/data/synthetic_tasks.py",
+    "stages/known_fields.py",
+)
+
+# What a stage sets itself, and what it never lets a config turn on.
+_NOT_SETTABLE = {
+    "output_dir": "the stage sets it",
+    "report_to": "stages write metrics.jsonl, which MLflow is fed from",
+    "run_name": "the stage sets it",
+    "project": "the stage sets it",
+    "disable_tqdm": "the stage sets it",
+    "resume_from_checkpoint": "a stage goes on from its last checkpoint by itself",
+    "do_train": "the stage sets it",
+    "do_eval": "the stage sets it",
+    "do_predict": "the stage sets it",
+    "push_to_hub": "models are versioned by DVC",
+    "trust_remote_code": "code that comes with a model is never run",
+    "model_init_kwargs": "the model section sets them",
+    "chat_template_path": "set model.chat_template",
+}
+
+
+def unknown_fields(settings: dict[str, Any], already: Iterable[str], root: Path) -> list[SettingError]:
+    """What the classes refuse. Sections of another shape are left to the schema.
+
+    Args:
+        settings: the config as it was read.
+        already: paths that the schema refused; a class that fields seem to be misplaced from is asked for them.
+        root: the checkout.
+    """
+    asked = _asked(settings, already)
+    marker = root / ".work" / "checked" / _key(asked)
+    if marker.is_file():
+        return []
+    command = [sys.executable, "-m", "stages.known_fields"]
+    answer = subprocess.run(
+        command, input=json.dumps(asked, default=str), capture_output=True, text=True, cwd=_CODE, check=False
+    )
+    if answer.returncode != 0:
+        raise StageError(f"the config could not be checked:\n{answer.stderr.strip()[-2000:]}")
+    errors = [SettingError(**{**error, "value": error.get("value", MISSING)}) for error in json.loads(answer.stdout)]
+    if not errors:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    return errors
+
+
+def _asked(settings: dict[str, Any], already: Iterable[str]) -> dict[str, Any]:
+    asked: dict[str, Any] = {}
+    for name in TRAINING_STAGES:
+        section = settings.get(name)
+        if isinstance(section, dict):
+            for part in ("training", "peft"):
+                asked[f"{name}.{part}"] = section.get(part) if isinstance(section.get(part), dict) else None
+    model, prepare = settings.get("model"), settings.get("prepare")
+    asked["model.init"] = model.get("init") if isinstance(model, dict) and isinstance(model.get("init"), dict) else None
+    for name in ("demonstrations", "preferences", "test"):
+        source = prepare.get(name) if isinstance(prepare, dict) else None
+        synthetic = source.get("synthetic") if isinstance(source, dict) else None
+        if isinstance(synthetic, dict):
+            asked[f"prepare.{name}.synthetic.tasks"] = synthetic.get("tasks")
+    asked["misplaced"] = sorted(
+        path for path in already if path.split(".")[0] in TRAINING_STAGES and path.count(".") == 1
+    )
+    return asked
+
+
+def _key(asked: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
+    for package in ("torch", "transformers", "accelerate", "peft"):
+        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    for pattern in _SOURCES:
+        for path in sorted(_CODE.glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# Below: the process that imports the classes.
+
+
+def find_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Errors as the fields of `SettingError`, a missing value left out."""
+    from peft import LoraConfig
+
+    from tuneline import DPOConfig, RewardConfig, SFTConfig
+
+    config_classes = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+    for name, config_class in config_classes.items():
+        training, lora = asked.get(f"{name}.training"), asked.get(f"{name}.peft")
+        if training is not None:
+            yield from _training_errors(f"{name}.training", training, config_class)
+        if lora is not None:
+            yield from _field_errors(f"{name}.peft", lora, LoraConfig, {})
+    if asked["model.init"] is not None:
+        yield from _init_errors(asked["model.init"])
+    yield from _task_errors(asked)
+    for path in asked["misplaced"]:
+        section, name = path.split(".")
+        if name in config_classes[section].__dataclass_fields__:
+            value = asked["misplaced"][path]
+            yield {"path": path, "value": value, "reason": "no such setting", "nearest": f"{section}.training.{name}"}
+
+
+def _training_errors(path: str, values: dict[str, Any], config_class: Any) -> Iterator[dict[str, Any]]:
+    errors = list(_field_errors(path, values, config_class, _NOT_SETTABLE))
+    yield from errors
+    if errors:
+        return
+    import torch
+
+    here = {} if torch.cuda.is_available() else {"use_cpu": True}  # a config for a GPU can be checked without one
+    try:
+        config_class(**{"output_dir": ".work", "report_to": "none", **values, **here})
+    except Exception as error:  # whatever the classes raise about their options
+        yield {"path": path, "reason": " ".join(str(error).split())}
+
+
+def _field_errors(
+    path: str, values: dict[str, Any], config_class: Any, refused: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    from typing import get_args, get_origin, get_type_hints
+
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    hints = get_type_hints(config_class)
+    names = [name for name, field in config_class.__dataclass_fields__.items() if field.init]
+    for name, value in values.items():
+        error = {"path": f"{path}.{name}", "value": value}
+        if name in refused or name.startswith(("hub_", "push_to_hub")):
+            yield {**error, "reason": f"cannot be set here: {refused.get(name, 'models are versioned by DVC')}"}
+        elif name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+            yield {**error, "reason": f"{config_class.__name__} has no such option", "nearest": near[0] if near else ""}
+        elif is_secret(name) and isinstance(value, str) and name not in ("eos_token", "pad_token"):
+            yield {**error, "reason": "a secret is given by the environment, never by a config"}
+        else:
+            hint = hints[name]
+            hint = hint | get_args(hint)[0] if get_origin(hint) is list else hint  # loss_type: sigmoid
+            try:
+                TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True)).validate_python(value)
+            except ValidationError as invalid:
+                reasons = dict.fromkeys(one["msg"][0].lower() + one["msg"][1:] for one in invalid.errors())
+                yield {**error, "reason": ", or ".join(reasons)}
+
+
+def _init_errors(init: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from tuneline.errors import ConfigError
+    from tuneline.models.tiny import make_model
+
+    # One layer shows whether sizes fit; a list of layers' types has to have as many as there are.
+    layers = {"num_hidden_layers": 1} if "num_hidden_layers" in init and "layer_types" not in init else {}
+    try:
+        make_model({**init, **layers}, seed=0, texts=[])
+    except ConfigError as error:
+        yield {"path": "model.init", "reason": str(error).removeprefix("model.init: ")}
+
+
+def _task_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from tuneline.data.synthetic_tasks import TASKS
+
+    for path, tasks in asked.items():
+        if path.endswith(".synthetic.tasks") and isinstance(tasks, list):
+            for task in tasks:
+                if task not in TASKS:
+                    near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.6)
+                    reason = f"no such task; there are {', '.join(TASKS)}"
+                    yield {"path": path, "value": task, "reason": reason, "nearest": near[0] if near else ""}
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.disable(logging.WARNING)
+    json.dump(list(find_errors(json.load(sys.stdin))), sys.stdout)
