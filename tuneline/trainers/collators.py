@@ -39,8 +39,8 @@ def collate_preferences(rows: Sequence[Row]) -> PromptTrees:
 def collate_scored_pairs(rows: Sequence[Row], pad_token_id: int | None = None) -> PromptTrees:
     """Rows of whole sequences `chosen_ids` and `rejected_ids`, and `margin` if any: what both begin with is shared.
 
-    transformers' classifiers read the score at the last token that is no padding, so padding tokens at an end are left off;
-    that is the end token, where it pads too.
+    transformers' classifiers read the score at the last token that is no padding, so padding tokens at an end are left
+    off; that is the end token, where it pads too.
     """
     trees = []
     for row in rows:

@@ -14,6 +14,7 @@ from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from tuneline.data.tokenize import Tokenized, tokenize_for_reward
 from tuneline.errors import ModelError
 from tuneline.losses.reward import reward_loss
+from tuneline.models.layouts import pad_token_id
 from tuneline.models.loading import add_adapter, disable_dropout, load_reward_model
 from tuneline.scores import sequence_scores
 from tuneline.trainers.base import (
@@ -93,7 +94,7 @@ class RewardTrainer(BaseTrainer):
             model=model,
             args=args,
             tokenization_reports=reports,
-            data_collator=data_collator or partial(collate_scored_pairs, pad_token_id=model.config.pad_token_id),
+            data_collator=data_collator or partial(collate_scored_pairs, pad_token_id=pad_token_id(model)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
