@@ -1,4 +1,4 @@
-"""The guard rails: who may import whom, how long a file may be, and what a trainer may touch. Reads sources, runs nothing."""
+"""The guard rails: who may import whom, how long a file may be. Reads sources, runs nothing."""
 
 import ast
 from itertools import combinations
