@@ -21,6 +21,7 @@ def test_wilson_interval_of_81_in_263_is_that_of_newcombe_1998():
 def test_wilson_interval_at_the_ends_has_a_width():
     # p = 0: both centre and half-width are z²/2n / (1 + z²/n), so it runs from 0 to z²/(n + z²) = 3.8415/13.8415
     assert wilson_interval(0, 10) == pytest.approx((0, 0, 0.27753), abs=1e-5)
+    assert all(wilson_interval(0, n).low == 0 and wilson_interval(n, n).high == 1 for n in range(1, 200))
     assert wilson_interval(10, 10) == pytest.approx((1, 0.72247, 1), abs=1e-5)
 
 

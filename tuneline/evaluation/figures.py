@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tuneline.evaluation.intervals import Interval
 from tuneline.evaluation.preferences import Calibration
@@ -139,6 +140,7 @@ def histograms(scores: Mapping[str, Sequence[float]], title: str, label: str, wh
                 fontweight="bold",
                 size=8.5,
             )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=whole))
         axes.set(xlabel=label, ylabel="share", ylim=(0, top * (1.12 + 0.11 * len(shares))))
         axes.grid(axis="x", visible=False)
     return drawing.svg

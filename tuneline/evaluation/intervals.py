@@ -39,7 +39,9 @@ def wilson_interval(successes: float, num_trials: int) -> Interval:
     scale = 1 + z2 / num_trials
     centre = (p + z2 / (2 * num_trials)) / scale
     half_width = Z_95 / scale * math.sqrt(p * (1 - p) / num_trials + z2 / (4 * num_trials**2))
-    return Interval(p, max(0.0, centre - half_width), min(1.0, centre + half_width))
+    low = 0.0 if p == 0 else centre - half_width  # where the two are equal, rounding leaves a trace
+    high = 1.0 if p == 1 else centre + half_width
+    return Interval(p, low, high)
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
