@@ -29,7 +29,9 @@ def sample(model, tokenizer, prompts=PROMPTS, **options):
     return sample_completions(model, tokenizer, ids, **settings)
 
 
-def test_greedy_completions_are_those_of_each_prompt_alone_without_padding(model, tokenizer):
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma", "gpt2"])
+def test_greedy_completions_are_those_of_each_prompt_alone_without_padding(tokenizer, architecture):
+    model = tiny_causal_lm(architecture, **({} if architecture == "gpt2" else {"vocab_size": len(tokenizer)}))
     found = sample(model, tokenizer, temperature=0.0, batch_size=5)
     for prompt, completion in zip(PROMPTS, found, strict=True):
         ids = encode_prompts(tokenizer, {"prompt": [prompt]})[0]
