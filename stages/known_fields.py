@@ -85,9 +85,12 @@ def _asked(settings: dict[str, Any], already: Iterable[str]) -> dict[str, Any]:
         synthetic = source.get("synthetic") if isinstance(source, dict) else None
         if isinstance(synthetic, dict):
             asked[f"prepare.{name}.synthetic.tasks"] = synthetic.get("tasks")
-    asked["misplaced"] = sorted(
-        path for path in already if path.split(".")[0] in TRAINING_STAGES and path.count(".") == 1
-    )
+    refused = [path.split(".") for path in already]
+    asked["misplaced"] = {
+        f"{stage}.{name}": settings[stage][name]
+        for stage, name in (path for path in refused if len(path) == 2)
+        if stage in TRAINING_STAGES and isinstance(settings[stage], dict) and name in settings[stage]
+    }
     return asked
 
 

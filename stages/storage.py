@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def sync_tree(path: Path) -> None:
@@ -29,6 +31,13 @@ def publish_folder(final: Path, aside: Path) -> Iterator[None]:
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     _sync(final.parent)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def _sync(path: Path) -> None:

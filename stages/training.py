@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from stages.context import StageContext
 from stages.schema import TrainingSection
-from stages.storage import publish_folder, sync_tree
+from stages.storage import publish_folder, read_metrics, sync_tree
 from stages.supervise import crash_point
 from tuneline.errors import DataError
 from tuneline.logging import get_logger
@@ -87,17 +87,27 @@ def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer])
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line to metrics.jsonl; a resumed run first drops what lies past its checkpoint."""
+    """Appends every log line to metrics.jsonl; a resumed run first drops what lies past its checkpoint.
+
+    A line that is written again gets the timestamp that it had, so that a reader knows the point that it has seen.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.dropped = path.with_name("metrics.dropped.jsonl")
+        self._first_written: dict[tuple[int, tuple[str, ...]], int] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if line["step"] <= state.global_step]
+        with self.dropped.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines if line not in kept)
+        for line in read_metrics(self.dropped):
+            self._first_written.setdefault(_place(line), line["timestamp"])
         aside = self.path.with_suffix(".new")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(aside, self.path)
@@ -119,11 +129,16 @@ class MetricsFile(TrainerCallback):
             "timestamp": int(time.time() * 1000),
             "metrics": {f"{'' if name.startswith('eval_') else 'train/'}{name}": v for name, v in metrics.items()},
         }
+        line["timestamp"] = self._first_written.get(_place(line), line["timestamp"])
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         shown = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "mean_token_accuracy", "learning_rate")
         values = ", ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
         logger.info("step %d of %d: %s", state.global_step, state.max_steps, values)
+
+
+def _place(line: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+    return line["step"], tuple(sorted(line["metrics"]))
 
 
 class WholeCheckpoints(TrainerCallback):
@@ -143,13 +158,6 @@ def last_checkpoint(work: Path) -> Path | None:
     """The newest complete checkpoint. Others were cut off while they were written, and are passed over."""
     whole = [path for path in work.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line that was cut off is left out."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def save_model(trainer: BaseTrainer, final: Path) -> None:

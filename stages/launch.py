@@ -1,0 +1,48 @@
+"""How a stage's own process is started: by Accelerate, on as many processes as its section says, or plainly."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from stages.schema import Launch
+
+
+def launch_command(name: str, launch: Launch | None) -> tuple[list[str], dict[str, str]]:
+    """The command of a stage and what it adds to the environment.
+
+    Args:
+        launch: of a stage that trains; None: one plain process.
+    """
+    module = ["-m", f"stages.{name}"]
+    if launch is None:
+        return [sys.executable, *module], {}
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    if launch.config_file is not None:
+        return [*accelerate, "--config_file", launch.config_file, *module], {}
+    options = {
+        "num_processes": launch.num_processes,
+        "num_machines": 1,
+        "mixed_precision": "no",  # the trainer's own bf16 and fp16 say
+        "dynamo_backend": "no",
+        "num_cpu_threads_per_process": _num_threads(launch.num_processes),
+    }
+    flags = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    if launch.num_processes == 1:
+        return [*accelerate, *flags, "--quiet", *module], {}
+    # accelerate 1.15 runs one process where `--cpu --num_processes 2` asks for two; by --multi_gpu it starts them, and
+    # the variable keeps them on the CPU. Port 0: the kernel chooses a free one, so stages side by side do not clash.
+    env = {} if _has_gpus() else {"ACCELERATE_USE_CPU": "true"}
+    return [*accelerate, *flags, "--multi_gpu", "--main_process_port", "0", *module], env
+
+
+def _num_threads(num_processes: int) -> int:
+    """Threads a process: what the user has set, or the processors shared out. Accelerate would take 1."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else max(1, len(os.sched_getaffinity(0)) // num_processes)
+
+
+def _has_gpus() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
