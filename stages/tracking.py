@@ -55,7 +55,7 @@ class StageRun:
             "params": identity.params,
             "parent": os.environ.get(PARENT_RUN, ""),
             "flow": os.environ.get(FLOW_RUN, ""),
-            "git": _git_tags(),
+            "git": git_tags(),
             "outs": {},
             "status": "RUNNING",
         }
@@ -112,11 +112,11 @@ class StageRun:
         self._save()
         with _warnings_only(self):
             self._send_metrics()
-            _client().set_terminated(self._open(), "FAILED")
+            connect().set_terminated(self._open(), "FAILED")
 
     def record(self) -> None:
         """All that a finished run leaves in MLflow; raises whatever MLflow raises."""
-        client, run_id = _client(), self._open()
+        client, run_id = connect(), self._open()
         self._num_sent = 0
         self._send_metrics()
         report = self.work / "report"
@@ -132,7 +132,7 @@ class StageRun:
 
     def _open(self) -> str:
         """The run's id; the run is made on the first call."""
-        client, file, state = _client(), self.work / _RUN_ID, self._state
+        client, file, state = connect(), self.work / _RUN_ID, self._state
         tags = {f"tuneline.{name}": state[name] for name in ("stage", "identity")} | state["git"]
         tags |= {"prefect.flow_run": state["flow"]} if state["flow"] else {}
         tags |= {"mlflow.parentRunId": state["parent"]} if state["parent"] else {}
@@ -143,8 +143,8 @@ class StageRun:
                 for name, value in tags.items():
                     client.set_tag(run_id, name, value)
             return run_id
-        with _first_call_alone():
-            experiment = _experiment_id(client, state["experiment"])
+        with first_call_alone():
+            experiment = experiment_id(client, state["experiment"])
         run_id = client.create_run(experiment, run_name=state["stage"], tags=tags).info.run_id
         file.write_text(run_id)
         self._describe(run_id)
@@ -158,12 +158,12 @@ class StageRun:
 
         params = [Param(name, str(value)) for name, value in flatten(self._state["params"])]
         for start in range(0, len(params), 100):
-            _client().log_batch(run_id, params=params[start : start + 100])
+            connect().log_batch(run_id, params=params[start : start + 100])
         inputs = []
         for path, content in self._state["inputs"].items():
             data = MetaDataset(CodeDatasetSource({"dvc.path": path}), name=path, digest=content[:36])
             inputs.append(DatasetInput(data._to_mlflow_entity(), [InputTag("mlflow.data.context", "input")]))
-        _client().log_inputs(run_id, datasets=inputs)
+        connect().log_inputs(run_id, datasets=inputs)
 
     def _send_metrics(self) -> None:
         """The lines of metrics.jsonl that were not sent before; those that a resume repeats are dropped by MLflow."""
@@ -172,13 +172,13 @@ class StageRun:
         lines = read_metrics(self.work / "metrics.jsonl")
         new = lines[self._num_sent :] if self._num_sent <= len(lines) else lines
         metrics = [
-            Metric(_allowed(name), value, line["timestamp"], line["step"])
+            Metric(allowed_name(name), value, line["timestamp"], line["step"])
             for line in new
             for name, value in line["metrics"].items()
         ]
         run_id = self._open() if metrics else ""
         for start in range(0, len(metrics), _LARGEST_BATCH):
-            _client().log_batch(run_id, metrics=metrics[start : start + _LARGEST_BATCH])
+            connect().log_batch(run_id, metrics=metrics[start : start + _LARGEST_BATCH])
         self._num_sent = len(lines)
 
     def _send_final_metrics(self, file: Path) -> None:
@@ -191,16 +191,16 @@ class StageRun:
         known = {name for line in lines for name in line["metrics"]}
         moment, step = int(file.stat().st_mtime * 1000), lines[-1]["step"] if lines else 0
         values = {name: value for name, value in json.loads(file.read_text()).items() if name not in known}
-        metrics = [Metric(_allowed(name), value, moment, step) for name, value in values.items()]
+        metrics = [Metric(allowed_name(name), value, moment, step) for name, value in values.items()]
         for start in range(0, len(metrics), _LARGEST_BATCH):
-            _client().log_batch(self._open(), metrics=metrics[start : start + _LARGEST_BATCH])
+            connect().log_batch(self._open(), metrics=metrics[start : start + _LARGEST_BATCH])
 
     def _register(self, run_id: str, path: str, content: str) -> None:
         """A version of the model NAME-STAGE that points at DVC's content; the same bytes stay the same version."""
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        client, state = _client(), self._state
+        client, state = connect(), self._state
         model = f"{state['experiment']}-{state['stage']}"
         known = client.search_model_versions(f"name = '{model}'")
         version = next((v.version for v in known if v.tags.get("dvc.md5") == content), None)
@@ -251,7 +251,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def _client() -> Any:
+def connect() -> Any:
     """A client of the user's server, or of mlflow.db in the checkout."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -264,7 +264,7 @@ def _client() -> Any:
     return mlflow.MlflowClient()
 
 
-def _experiment_id(client: Any, name: str) -> str:
+def experiment_id(client: Any, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -277,7 +277,7 @@ def _experiment_id(client: Any, name: str) -> str:
 
 
 @contextmanager
-def _first_call_alone() -> Iterator[None]:
+def first_call_alone() -> Iterator[None]:
     """Several processes that open a fresh SQLite file at once all fail while they make its tables (mlflow#19299)."""
     lock = Path(".work") / "mlflow.lock"
     lock.parent.mkdir(exist_ok=True)
@@ -308,7 +308,7 @@ def _system_metrics(run_id: str) -> Any:
     return monitor
 
 
-def _git_tags() -> dict[str, str]:
+def git_tags() -> dict[str, str]:
     def git(*arguments: str) -> str:
         try:
             return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
@@ -324,7 +324,7 @@ def _is_content(path: str) -> bool:
     return not path.endswith(".py") and not path.endswith("requirements.lock")
 
 
-def _allowed(name: str) -> str:
+def allowed_name(name: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", name)
 
 
