@@ -1,9 +1,9 @@
 """Attention over prompt trees, registered with transformers under one name, so that its models work unpatched.
 
 The tokens of a segment see those before them in the segment and the whole prompt that it continues, nothing else. On a
-CPU
-this is a loop of `scaled_dot_product_attention` over segments; on a GPU it is FlexAttention with a block mask. Neither
-builds a (tokens, tokens) mask. Calls that carry no segments (generation, padded rows) behave as transformers' `sdpa`.
+CPU this is a call of `scaled_dot_product_attention` for each group of segments of like size; on a GPU it is FlexAttention
+with a block mask. Neither builds a (tokens, tokens) mask. Calls that carry no segments (generation, padded rows) behave as
+transformers' `sdpa`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -36,28 +37,34 @@ def reading_trees() -> Iterator[None]:
         _reads_trees.reset(token)
 
 
+# What one more call costs, in (query, key) pairs that it could have computed; from timings on two CPU cores.
+_PAIRS_A_CALL = 20_000
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Segments of like size that are computed together, each a row; shorter ones are filled up and masked."""
+
+    num_segments: int
+    num_queries: int
+    num_seen: int
+    mask: Tensor | None  # (segments, 1, queries, seen), True where seen; None for plain causal attention
+
+
 class Segments:
-    """Who sees whom in one row of trees, with the masks that all layers share."""
+    """Who sees whom in one row of trees, with the plan and the masks that all layers share."""
 
     def __init__(self, bounds: Tensor, num_tokens: int):
         """`bounds` is `PromptTrees.segments`, (segments, 4), in the order of the row."""
         self.bounds = bounds
         self.num_tokens = num_tokens
-        self.spans: list[tuple[int, int, int, int]] = [tuple(row) for row in bounds.tolist()]
-        self.lengths = [end - start for start, end, _, _ in self.spans]
-        self.index_of_span = {(start, end): i for i, (start, end, _, _) in enumerate(self.spans)}
-        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._plans: dict[int | None, _Plan] = {}
         self._block_masks: dict[int | None, Any] = {}
 
-    def mask(self, num_prompt: int, num_own: int, window: int | None, device: torch.device) -> Tensor:
-        """(num_own, num_prompt + num_own) bool, True where a token of a branch sees a token of its prompt or itself."""
-        key = (num_prompt, num_own, window)
-        if key not in self._masks:
-            query = torch.arange(num_prompt, num_prompt + num_own, device=device)[:, None]
-            seen = torch.arange(num_prompt + num_own, device=device)[None]
-            mask = seen <= query
-            self._masks[key] = mask if window is None else mask & (query - seen < window)
-        return self._masks[key]
+    def plan(self, window: int | None) -> _Plan:
+        if window not in self._plans:
+            self._plans[window] = _Plan(self.bounds, window)
+        return self._plans[window]
 
     def sees(self, window: int | None = None) -> Callable[[Any, Any, Any, Any], Tensor]:
         """FlexAttention's mask_mod for this row."""
@@ -94,6 +101,81 @@ class Segments:
         return self._block_masks[window]
 
 
+class _Plan:
+    """Which segments are computed together, and which tokens each call reads and writes."""
+
+    def __init__(self, bounds: Tensor, window: int | None):
+        spans = [tuple(row) for row in bounds.tolist()]
+        queries, seen, written = [], [], []
+        self.calls: list[_Call] = []
+        offset = 0
+        for group in _grouped(spans):
+            rows = [_tokens_of(span) for span in group]
+            num_queries, num_seen = (max(len(row[k]) for row in rows) for k in (0, 1))
+            for own, keys in rows:
+                queries.append(_filled(own, num_queries))
+                seen.append(_filled(keys, num_seen))
+                written.append((own, offset))
+                offset += num_queries
+            is_causal = len(group) == 1 and num_queries == num_seen and (window is None or num_seen <= window)
+            mask = None if is_causal else _mask([(len(o), len(k)) for o, k in rows], num_queries, num_seen, window)
+            self.calls.append(
+                _Call(len(group), num_queries, num_seen, mask if mask is None else mask.to(bounds.device))
+            )
+        self.queries = torch.cat(queries).to(bounds.device)  # (rows x queries,) tokens of the row
+        self.seen = torch.cat(seen).to(bounds.device)
+        outputs = torch.empty(sum(len(own) for own, _ in written), dtype=torch.long)
+        for own, start in written:
+            outputs[own] = torch.arange(start, start + len(own))
+        self.outputs = outputs.to(bounds.device)  # (tokens,) where the output of each token lies
+
+
+def _grouped(spans: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Segments in groups, so that filling up costs less than the calls it saves."""
+    by_size = sorted(spans, key=lambda span: (_num_seen(span), span[1] - span[0]))
+    group: list[tuple[int, int, int, int]] = []
+    widest = 0
+    for span in by_size:
+        own, seen = span[1] - span[0], _num_seen(span)
+        wider = max(widest, own)
+        last = _num_seen(group[-1]) if group else 0
+        together = (len(group) + 1) * wider * seen
+        apart = len(group) * widest * last + own * seen + _PAIRS_A_CALL
+        if group and together > apart:
+            yield group
+            group, wider = [], own
+        group.append(span)
+        widest = wider
+    if group:
+        yield group
+
+
+def _num_seen(span: tuple[int, int, int, int]) -> int:
+    start, end, prompt_start, prompt_end = span
+    return end - start + (prompt_end - prompt_start if start != prompt_start else 0)
+
+
+def _tokens_of(span: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """The tokens of a segment, and those that its last token sees."""
+    start, end, prompt_start, prompt_end = span
+    own = torch.arange(start, end)
+    return own, own if start == prompt_start else torch.cat([torch.arange(prompt_start, prompt_end), own])
+
+
+def _filled(tokens: Tensor, length: int) -> Tensor:
+    return torch.cat([tokens, tokens.new_zeros(length - len(tokens))])
+
+
+def _mask(sizes: list[tuple[int, int]], num_queries: int, num_seen: int, window: int | None) -> Tensor:
+    own, seen = torch.tensor(sizes).T[:, :, None, None]
+    query = torch.arange(num_queries)[None, :, None] + seen - own  # place in the sequence
+    key = torch.arange(num_seen)[None, None]
+    mask = key <= query
+    if window is not None:
+        mask = mask & (query - key < window)
+    return mask[:, None]
+
+
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -115,12 +197,11 @@ def tree_attention(
         output = _flex_attention()(
             query, key, value, block_mask=segments.block_mask(sliding_window), scale=scaling, enable_gqa=True
         )
-    else:
-        output = _attend_by_segment(query, key, value, segments, scaling, dropout, sliding_window)
-    return output.transpose(1, 2).contiguous(), None
+        return output.transpose(1, 2).contiguous(), None
+    return _attend_by_group(query, key, value, segments, scaling, dropout, sliding_window), None
 
 
-def _attend_by_segment(
+def _attend_by_group(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -129,27 +210,31 @@ def _attend_by_segment(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    gqa = query.shape[1] != key.shape[1]
-    # split, not slices: the gradient of a split is one concatenation, that of each slice a row of zeros
-    queries, keys, values = (x.split(segments.lengths, dim=2) for x in (query, key, value))
+    """(1, tokens, heads, head size): one call a group of segments; tokens are gathered once for all calls."""
+    plan = segments.plan(window)
+    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+    queries, keys, values = (
+        x[0].transpose(0, 1).reshape(x.shape[2], -1).index_select(0, tokens)
+        for x, tokens in ((query, plan.queries), (key, plan.seen), (value, plan.seen))
+    )
+    queries_by_call = queries.split([call.num_segments * call.num_queries for call in plan.calls])
+    seen_by_call = [call.num_segments * call.num_seen for call in plan.calls]
     outputs = []
-    for i, (start, end, prompt_start, prompt_end) in enumerate(segments.spans):
-        own = end - start
-        if start == prompt_start:
-            mask = segments.mask(0, own, window, query.device) if window is not None and own > window else None
-            k, v, causal = keys[i], values[i], mask is None
-        else:
-            prompt = segments.index_of_span[prompt_start, prompt_end]
-            k, v = torch.cat([keys[prompt], keys[i]], 2), torch.cat([values[prompt], values[i]], 2)
-            num_seen = prompt_end - prompt_start + own
-            limit = window if window is not None and num_seen > window else None
-            mask, causal = segments.mask(num_seen - own, own, limit, query.device), False
-        outputs.append(
-            F.scaled_dot_product_attention(
-                queries[i], k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scaling, enable_gqa=gqa
-            )
+    for call, q, k, v in zip(
+        plan.calls, queries_by_call, keys.split(seen_by_call), values.split(seen_by_call), strict=True
+    ):
+        output = F.scaled_dot_product_attention(
+            q.view(call.num_segments, call.num_queries, heads, size).transpose(1, 2),
+            k.view(call.num_segments, call.num_seen, kv_heads, size).transpose(1, 2),
+            v.view(call.num_segments, call.num_seen, kv_heads, size).transpose(1, 2),
+            attn_mask=call.mask,
+            is_causal=call.mask is None,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=heads != kv_heads,
         )
-    return torch.cat(outputs, 2)
+        outputs.append(output.transpose(1, 2).reshape(-1, heads * size))
+    return torch.cat(outputs).index_select(0, plan.outputs).view(1, -1, heads, size)
 
 
 @cache
