@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser("tuneline").parse_args(argv)
     root = Path.cwd()
     console = Console(stderr=False, highlight=False)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     apply_settings(root)
     try:
         match arguments.command:
@@ -61,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+    from tasks.display import display
+
+    display.say("Stopping: the stage's processes are being ended ...", "yellow")
     raise KeyboardInterrupt
 
 

@@ -2,16 +2,18 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import State
 
+from stages.loading import load_config, load_params, write_params
 from stages.supervise import stage_lock, start_again, stop_all
 from tasks.display import display
-from tasks.graph import StagePlan, plan_stages
+from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import add_to_history
 from tasks.publishing import try_to_write_report
-from tasks.settings import read_params, resolve_config, write_params
 from tasks.stage import StageFailure, run_stage
 from tasks.summary import RunSummary, StageSummary, save_last_run
 from tasks.tracking import ParentRun
@@ -51,7 +53,7 @@ def align(
     start_again()
     with stage_lock(folder / ".work" / "run.lock", _say_that_it_waits):
         if config is not None:
-            write_params(folder, resolve_config(Path(config), overrides or []))
+            write_params(load_config(config, overrides or [], root=folder), folder / PARAMS_FILE)
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay)
         try:
             line.run([plan for plan in plan_stages(folder) if only is None or plan.name in only], parallel)
@@ -72,7 +74,7 @@ class Line:
 
     def __init__(self, root: Path, *, force: bool, retries: int, retry_delay: float) -> None:
         self.root = root
-        self.settings = read_params(root)
+        self.settings = load_params(root / PARAMS_FILE).model_dump(mode="json")
         self.started = datetime.now(UTC)
         self._title = str(flow_run.name or "")
         self._retries = retries
@@ -105,18 +107,25 @@ class Line:
             arguments = dict(root=str(self.root), up_to_date=self._is_known_up_to_date(plan), force=self._force)
             arguments |= dict(parent_run=self._parent.id, flow_run=str(flow_run.id or ""), tries=1 + self._retries)
             if len(plans) == 1:  # in this thread, which is the one that signals reach
-                self._states[plan.name] = self._task(plan.name, **arguments, return_state=True).result()
+                self._take(plan.name, self._task(plan.name, **arguments, return_state=True))
             else:
                 started.append((plan.name, self._task.submit(plan.name, **arguments)))
         failures = []
         for name, future in started:
             try:
                 future.wait()
-                self._states[name] = future.state.result()
+                self._take(name, future.state)
             except StageFailure as failure:
                 failures.append(failure)
         if failures:
             raise failures[0]
+
+    def _take(self, name: str, state: State[Any]) -> None:
+        try:
+            self._states[name] = state.result()
+        except StageFailure as failure:
+            self._states[name] = StageSummary(name, "failed", failure.seconds)
+            raise
 
     def _is_known_up_to_date(self, plan: StagePlan) -> bool:
         """Whether DVC need not be asked again: it was up to date, and nothing that it reads was made anew since."""
@@ -126,7 +135,7 @@ class Line:
     def finish(self, error: BaseException | None) -> None:
         """Keeps the record, writes the report and closes MLflow's run; a run that changed nothing leaves none."""
         run = RunSummary(
-            name=str(self.settings.get("name", "align")),
+            name=str(self.settings["name"]),
             config=self.settings,
             stages=tuple(self._states.values()),
             started=self.started,

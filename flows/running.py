@@ -13,9 +13,9 @@ from rich.console import Console
 from flows.server import start_temporary_server
 from flows.settings import has_prefect_server
 from flows.terminal import print_end
+from stages.loading import load_config, load_params, write_params
 from tasks.display import display
-from tasks.graph import plan_stages
-from tasks.settings import read_params, resolve_config, write_params
+from tasks.graph import PARAMS_FILE, plan_stages
 from tasks.summary import cached_summary, load_last_run
 from tuneline.errors import StageError, TunelineError
 
@@ -32,7 +32,8 @@ def run_line(
 
     Nothing is started when nothing is out of date, unless the user has a Prefect server to show the run on.
     """
-    settings = resolve_config(config, overrides) if config else read_params(root)
+    checked = load_config(config, overrides, root=root) if config else load_params(root / PARAMS_FILE)
+    settings = checked.model_dump(mode="json")
     every = plan_stages(root, settings)
     plans = [plan for plan in every if only is None or plan.name in only]
     for plan in plans:
@@ -44,7 +45,7 @@ def run_line(
             )
     if not options.force and all(plan.up_to_date for plan in plans):
         if config:
-            write_params(root, settings)
+            write_params(checked, root / PARAMS_FILE)
         if not has_prefect_server():
             return _end_without_change(root, console, settings, [plan.name for plan in plans])
     parameters = dict(only=only, force=options.force, retries=options.retries, retry_delay=options.retry_delay)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tuneline.errors import StageError
 
 PARAMS_FILE = "params.yaml"
@@ -42,10 +44,11 @@ def plan_stages(root: Path, params: dict[str, Any] | None = None) -> list[StageP
         stages = {stage.name: stage for stage in repo.index.stages if stage.name}
         after = {name: tuple(s.name for s in repo.index.graph.successors(stage)) for name, stage in stages.items()}
         plans: dict[str, StagePlan] = {}
+        no_longer_read = _files_named(root) - set((params or {}).get("files", {}).values()) if params else set()
         for name in _in_order(after):
             upstream = tuple(sorted(after[name], key=list(plans).index))
             follows = tuple(other for other in upstream if not plans[other].up_to_date)
-            remade = {out.def_path for other in follows for out in stages[other].outs}
+            remade = {out.def_path for other in follows for out in stages[other].outs} | no_longer_read
             reasons = tuple(_reasons(stages[name], params, remade))
             plans[name] = StagePlan(name, upstream, reasons, follows)
         return list(plans.values())
@@ -79,6 +82,14 @@ def _in_order(after: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def _reasons(stage: Any, params: dict[str, Any] | None, remade: set[str]) -> Iterator[str]:
+    causes = list(_causes(stage, params, remade))
+    yield from causes
+    if not causes and not stage.frozen:  # else they are about to be made anew anyway
+        for out in stage.outs:
+            yield from (f"{path} {_in_words(what)}" for path, what in out.status().items())
+
+
+def _causes(stage: Any, params: dict[str, Any] | None, remade: set[str]) -> Iterator[str]:
     if all(not dep.hash_info for dep in stage.deps) and all(not out.hash_info for out in stage.outs):
         yield "never run"
         return
@@ -93,8 +104,6 @@ def _reasons(stage: Any, params: dict[str, Any] | None, remade: set[str]) -> Ite
             yield from _changed_settings(dep, params)
         elif dep.def_path not in remade:
             yield from (f"{path} {_in_words(what)}" for path, what in dep.status().items())
-    for out in stage.outs:
-        yield from (f"{path} {_in_words(what)}" for path, what in out.status().items())
 
 
 def _in_words(what: str) -> str:
@@ -131,3 +140,9 @@ def differences(name: str, before: Any, now: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _files_named(root: Path) -> set[str]:
+    """The files that the present params.yaml makes stages depend on."""
+    settings = yaml.safe_load((root / PARAMS_FILE).read_text(encoding="utf-8")) or {}
+    return set(settings.get("files", {}).values())

@@ -1,7 +1,6 @@
 """How far a stage has got, read from the metrics file that it appends to: .work/STAGE/*/metrics.jsonl."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,19 +31,9 @@ class Progress:
 _SHOWN = ("loss", "rewards/accuracies", "accuracy", "mean_token_accuracy", "eval_loss")
 
 
-def metrics_file(root: Path, stage: str, since: float) -> Path | None:
-    """The metrics file of the stage's present run: the newest one, touched after `since` (a time.time())."""
-    newest, path = since, None
-    for candidate in (root / ".work" / stage).glob("*/metrics.jsonl"):
-        changed = candidate.stat().st_mtime
-        if changed >= newest:
-            newest, path = changed, candidate
-    return path
-
-
 def read_progress(root: Path, stage: str, since: float) -> Progress | None:
     """What the stage last wrote about itself after `since` (a time.time()); None before it has."""
-    path = metrics_file(root, stage, since)
+    path = _newest(root, stage, "metrics.jsonl", since)
     if path is None:
         return None
     with path.open("rb") as file:
@@ -68,6 +57,18 @@ def _parse(line: str, before: Progress | None) -> Progress | None:
 
 
 def log_file(root: Path, stage: str, since: float) -> Path | None:
-    """The log of the stage's latest run after `since`, where it keeps one."""
-    logs = [log for log in (root / ".work" / stage).glob("*/log.txt") if log.stat().st_mtime >= since]
-    return max(logs, key=os.path.getmtime, default=None)
+    """The log of the stage's present run, where it keeps one."""
+    return _newest(root, stage, "log.txt", since)
+
+
+def user_error(root: Path, stage: str, since: float) -> str:
+    """What the stage's present run says that the user has to mend; empty when it says nothing."""
+    path = _newest(root, stage, "user_error.txt", since)
+    return path.read_text(encoding="utf-8").strip() if path else ""
+
+
+def _newest(root: Path, stage: str, name: str, since: float) -> Path | None:
+    """The file of that name in the work folder that was written to last, if that was after `since` (a time.time())."""
+    found = [(path.stat().st_mtime, path) for path in (root / ".work" / stage).glob(f"*/{name}")]
+    changed, path = max(found, default=(0.0, None))
+    return path if changed >= since else None

@@ -18,10 +18,10 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 from prefect.states import Completed
-from stages.supervise import owner_env, run_guarded
 
+from stages.supervise import owner_env, run_guarded
 from tasks.display import display, in_words
-from tasks.progress import Progress, log_file, read_progress
+from tasks.progress import Progress, log_file, read_progress, user_error
 from tasks.summary import StageSummary, headline, read_metrics
 from tuneline.errors import StageError
 
@@ -39,6 +39,7 @@ class StageFailure(StageError):
     def __init__(self, stage: str, message: str, *, retriable: bool) -> None:
         super().__init__(message)
         self.stage = stage
+        self.seconds = 0.0
         self.retriable = retriable
 
 
@@ -93,6 +94,7 @@ def run_stage(
     seconds = time.monotonic() - began
     if code != 0:
         failure = _failure(name, Path(root), started, code, output)
+        failure.seconds = round(seconds, 2)
         again = failure.retriable and attempt < tries
         display.end(
             name, "✗", f"failed after {in_words(seconds)}{f', try {attempt} of {tries}' if again else ''}", "red"
@@ -121,6 +123,7 @@ class StageOutput:
         self.exit_code: int | None = None
         """That of the stage itself; None when DVC did not start it or when it did not fail."""
         self.dvc_error = ""
+        self._command_follows = False
 
     def take(self, line: str) -> None:
         line = _ESCAPES.sub("", line.rstrip().rsplit("\r", 1)[-1])
@@ -135,14 +138,14 @@ class StageOutput:
             self.dvc_error = failed[1]
         elif line.startswith("ERROR: "):
             self.dvc_error = self.dvc_error or line.removeprefix("ERROR: ")
-        elif not line.startswith(_DVC_CHATTER):
+        elif not line.startswith(_DVC_CHATTER) and not self._command_follows:
             self.end.append(line)
+        self._command_follows = line.startswith("Running stage '")
 
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _DVC_CHATTER = (
     "Running stage '",
-    "> python -m stages.",
     "To track the changes",
     "To enable auto staging",
     "Use `dvc push`",
@@ -155,7 +158,8 @@ def _failure(name: str, root: Path, started: float, code: int, output: StageOutp
     log = log_file(root, name, started)
     whole = f"\nThe whole log: {log.relative_to(root)}" if log else ""
     if output.exit_code == USER_ERROR:
-        return StageFailure(name, f"Stage {name} cannot run as it is:\n{shown}", retriable=False)
+        told = user_error(root, name, started) or shown
+        return StageFailure(name, f"Stage {name} cannot run as it is:\n{told}", retriable=False)
     if output.exit_code is None:
         # DVC itself refused: only a file that another process holds is worth waiting for.
         retriable = "busy" in output.dvc_error or "lock" in output.dvc_error

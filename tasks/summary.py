@@ -65,7 +65,7 @@ def cached_summary(root: Path, config: dict[str, Any], stages: list[str]) -> Run
     """The summary of a run in which DVC had everything."""
     now = datetime.now(UTC)
     cached = tuple(StageSummary(stage, "cached", 0.0, read_metrics(root, stage)) for stage in stages)
-    return RunSummary(str(config.get("name", "align")), config, cached, now, now)
+    return RunSummary(str(config["name"]), config, cached, now, now)
 
 
 def save_last_run(root: Path, run: RunSummary) -> Path:

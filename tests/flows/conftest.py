@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.loading import load_config, write_params
+
 ROOT = Path(__file__).parents[2]
 
 DVC_YAML = """\
@@ -38,10 +40,13 @@ INPUTS = {
 }
 CONFIG = """\
 name: toy
-model: {init: {model_type: qwen2}}
+model: {name_or_path: nobody/toy}
 prepare: {preferences: {synthetic: {num_rows: 10}}}
 sft: {launch: {timeout_hours: 1}}
 """
+
+
+CHANGE_DPO = ("--set", "dpo.training.beta=0.3")
 
 
 @dataclass
@@ -95,37 +100,46 @@ class Checkout:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout that has run once, so that Prefect's and MLflow's tables are there."""
+    """A checkout in which `dvc repro` has run every stage."""
     path = tmp_path_factory.mktemp("template")
     shutil.copy(Path(__file__).parent / "toy_stage.py", path)
     text = DVC_YAML + "".join(STAGE_YAML.replace("NAME", n).replace("INPUTS", i) for n, i in INPUTS.items())
     (path / "dvc.yaml").write_text(text)
     (path / "toy.yaml").write_text(CONFIG)
     (path / ".gitignore").write_text("/.work\n/.prefect\n/mlflow.db*\n/mlartifacts\n*.tries\n")
-    env = _env(path)
+    env = _env(path, path / ".prefect")
     for command in ("git init -q", "python -m dvc init -q", "git add -A"):
         subprocess.run(command.split(), cwd=path, env=env, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", *identity, "commit", "-qm", "Start"], cwd=path, env=env, check=True)
-    Checkout(path, env).call("run", "toy.yaml")
+    load_config(path / "toy.yaml", [CHANGE_DPO[1]], root=path)  # checked once, and remembered in .work
+    write_params(load_config(path / "toy.yaml", root=path), path / "params.yaml")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=path, env=env, check=True)
     return path
 
 
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: making Prefect's tables takes 5 s."""
+    return tmp_path_factory.mktemp("prefect")
+
+
 @pytest.fixture
-def checkout(template: Path, tmp_path: Path) -> Iterator[Checkout]:
+def checkout(template: Path, prefect_home: Path, tmp_path: Path) -> Iterator[Checkout]:
     """A copy of it, in which everything is up to date."""
     path = tmp_path / "checkout"
     shutil.copytree(template, path, symlinks=True)
-    made = Checkout(path, _env(path))
+    made = Checkout(path, _env(path, prefect_home))
     made.forget_tries()
     yield made
     for process in made.processes():
         process.kill()
 
 
-def _env(path: Path) -> dict[str, str]:
+def _env(path: Path, prefect_home: Path) -> dict[str, str]:
     ours = ("PREFECT_", "MLFLOW_", "TUNELINE_", "DVC_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     programs = str(Path(sys.executable).parent)
-    return {**env, "PYTHONPATH": os.pathsep.join(paths), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    env |= {"PYTHONPATH": os.pathsep.join(paths), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    return {**env, "PREFECT_HOME": str(prefect_home), "DVC_NO_ANALYTICS": "1"}

@@ -11,17 +11,20 @@ import sys
 import time
 from pathlib import Path
 
+from stages.supervise import watch_owner
+
 OUTPUTS = {"prepare": "data/prepared"}
 
 
 def main(name: str) -> None:
+    watch_owner()
     work = Path(".work") / name / "toy"
     work.mkdir(parents=True, exist_ok=True)
     with (work / "metrics.jsonl").open("a") as file:
         for step in (1, 2):
             file.write(json.dumps({"step": step, "max_steps": 2, "timestamp": 0, "metrics": {"loss": 1 / step}}) + "\n")
     with Path(f"{name}.tries").open("a") as file:
-        file.write(f"{os.environ['TUNELINE_PARENT_RUN'] or 'none'} {os.environ['TUNELINE_FLOW_RUN']}\n")
+        file.write(f"{os.environ.get('TUNELINE_PARENT_RUN') or 'none'}\n")
     print(f"{name} works", flush=True)
     obey(name, len(Path(f"{name}.tries").read_text().splitlines()))
     output = Path(OUTPUTS.get(name, f"models/{name}"))
@@ -39,7 +42,8 @@ def obey(name: str, attempt: int) -> None:
         case ["killed"]:
             os.kill(os.getpid(), signal.SIGKILL)
         case ["hang"]:
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+            watched = "from stages.supervise import watch_owner; watch_owner(); import time; time.sleep(300)"
+            subprocess.Popen([sys.executable, "-c", watched], start_new_session=True)
             print("hangs", flush=True)
             time.sleep(300)
         case [word] if word != "ok":
