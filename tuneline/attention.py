@@ -2,8 +2,8 @@
 
 The tokens of a segment see those before them in the segment and the whole prompt that it continues, nothing else. On a
 CPU this is a call of `scaled_dot_product_attention` for each group of segments of like size; on a GPU it is
-FlexAttention with a block mask. Neither builds a (tokens, tokens) mask. Calls that carry no segments (generation, padded
-rows) behave as transformers' `sdpa`.
+FlexAttention with a block mask. Neither builds a (tokens, tokens) mask. Calls that carry no segments (generation,
+padded rows) behave as transformers' `sdpa`.
 """
 
 from __future__ import annotations
