@@ -20,9 +20,12 @@ from tuneline.logging import get_logger
 logger = get_logger(__name__)
 
 REPORT_FILE = Path("reports/report.html")
-TRAINING_STAGES = ("sft", "reward", "dpo")
-# What a reader looks at first; of the others nothing is drawn, and all are in curve.csv.
-CURVES = ("loss", "mean_token_accuracy", "accuracy", "margin", "rewards/accuracies", "rewards/margins", "logps/chosen")
+# What a reader looks at first; all others are in curve.csv.
+CURVES = {
+    "sft": ("loss", "mean_token_accuracy"),
+    "reward": ("loss", "accuracy", "margin"),
+    "dpo": ("loss", "rewards/accuracies", "rewards/margins"),
+}
 MEASURES = {
     "accuracy": "Accuracy (exact match)",
     "accuracy_gain": "Gain in accuracy over {baseline}, paired",
@@ -79,7 +82,7 @@ def render_report(root: Path, run: RunSummary) -> str:
         tiles=_tiles(run, evaluation),
         data=data,
         length_figures=_length_figures(data),
-        curves={stage: _curve_figures(root, stage) for stage in TRAINING_STAGES},
+        curves={stage: _curve_figures(root, stage, names) for stage, names in CURVES.items()},
         evaluation=evaluation,
         tables=_tables(evaluation),
         figures=_stored_figures(root),
@@ -195,9 +198,9 @@ def _length_figures(data: DataSummary | None) -> list[Markup]:
     return drawn
 
 
-def _curve_figures(root: Path, stage: str) -> list[Markup]:
+def _curve_figures(root: Path, stage: str, names: tuple[str, ...]) -> list[Markup]:
     curves = {curve.name: curve for curve in read_curves(root, stage)}
-    return [themed(figures.curves(curves[name].series, name)) for name in CURVES if name in curves]
+    return [themed(figures.curves(curves[name].series, name)) for name in names if name in curves]
 
 
 def _stored_figures(root: Path) -> list[Markup]:

@@ -61,7 +61,8 @@ def _data_summary(draw: random.Random, hostile: str) -> dict:
 
 def _write_curve(path: Path, draw: random.Random) -> None:
     path.parent.mkdir(parents=True)
-    lines = ["step,eval_loss,eval_accuracy,train/learning_rate,train/loss,train/accuracy"]
+    accuracy = {"sft": "mean_token_accuracy", "reward": "accuracy", "dpo": "rewards/accuracies"}[path.parent.name]
+    lines = [f"step,eval_loss,eval_{accuracy},train/learning_rate,train/loss,train/{accuracy}"]
     for step in range(10, 310, 10):
         loss = 0.2 + 2 / (1 + step / 40)
         held_out = f"{loss + 0.1:.4f},{1 - loss / 3:.4f}" if step % 100 == 0 else ","
