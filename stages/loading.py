@@ -108,7 +108,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no settings; it needs at least {', '.join(_required(PipelineConfig))}.")
-    return settings
+    return _unshared(settings)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which an anchor's places are separate, so that an override changes one of them."""
+    if isinstance(value, dict):
+        return {name: _unshared(below) for name, below in value.items()}
+    return [_unshared(below) for below in value] if isinstance(value, list) else value
 
 
 def _override(text: str) -> tuple[str, Any]:

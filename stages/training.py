@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -22,7 +25,7 @@ from stages.context import StageContext
 from stages.schema import TrainingSection
 from stages.storage import publish_folder, read_metrics, sync_tree
 from stages.supervise import crash_point
-from tuneline.errors import DataError
+from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
 from tuneline.models.loading import load_tokenizer, resolve_model
 from tuneline.trainers.base import BaseTrainer
@@ -41,7 +44,10 @@ def training_arguments(context: StageContext, section: TrainingSection, config_c
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     fixed = {"output_dir": str(context.work), "report_to": "none", "disable_tqdm": True}
-    return config_class(**{**defaults, **section.training, **fixed})
+    try:
+        return config_class(**{**defaults, **section.training, **fixed})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{context.name}.training: {' '.join(str(error).split())}") from error
 
 
 def lora(section: TrainingSection, task_type: str) -> LoraConfig | None:
@@ -49,10 +55,10 @@ def lora(section: TrainingSection, task_type: str) -> LoraConfig | None:
 
 
 def read_rows(path: Path) -> Dataset:
-    """Prepared rows, read from memory: nothing is cached outside the work folder."""
+    """Prepared rows, read into memory: nothing is cached outside the work folder."""
     if not path.is_file():
         raise DataError(f"{path} is missing; run the stage that makes it: tuneline stage prepare")
-    return Dataset.from_parquet(str(path), keep_in_memory=True)
+    return Dataset(InMemoryTable(pq.read_table(path)))
 
 
 def model_source(context: StageContext, folder: Path) -> tuple[str, dict[str, Any], Any]:
@@ -70,6 +76,8 @@ def model_source(context: StageContext, folder: Path) -> tuple[str, dict[str, An
 
 def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer]) -> None:
     """Train from the last whole checkpoint on, then write the model, the curve and the metrics."""
+    # COMPLETE gives checkpoints new times; transformers then orders them by their numbers, and says so each time
+    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime" not in record.getMessage())
     checkpoint = last_checkpoint(context.work)
     trainer = make_trainer()
     trainer.remove_callback(PrinterCallback)
@@ -195,7 +203,7 @@ def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[s
     metrics |= {
         name.replace("eval_", "eval/", 1): value
         for name, value in evaluation.items()
-        if not name.endswith((*CLOCKS, "epoch"))
+        if not name.endswith((*CLOCKS, "epoch", "num_tokens"))
     }
     for dataset, report in trainer.tokenization_reports.items():
         counts = {name: n for name, n in asdict(report).items() if n is not None}

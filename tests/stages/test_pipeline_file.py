@@ -1,4 +1,4 @@
-"""dvc.yaml names what each stage reads: no more, so that a change reaches only what it touches; no less, so none is missed."""
+"""dvc.yaml names what each stage reads: no more, so that a change reaches only what it touches; no less."""
 
 import ast
 from pathlib import Path

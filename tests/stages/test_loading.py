@@ -1,0 +1,183 @@
+"""A config is checked before anything runs: all that is wrong is told at once, with the nearest known name."""
+
+import functools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.utils.serialize import load_yaml
+
+from stages.cross_checks import contradictions
+from stages.loading import load_config, load_params, write_params
+from stages.schema import NO_FILE, PipelineConfig
+from tuneline.errors import ConfigError
+
+TINY = Path(__file__).with_name("tiny.yaml")
+PREFERENCES = Path(__file__).with_name("preferences.jsonl")
+ROOT = Path(__file__).parents[2]
+
+
+def errors_of(*overrides, path=TINY):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides, root=ROOT)
+    return str(caught.value).splitlines()
+
+
+def test_all_errors_are_told_at_once_with_path_value_reason_and_nearest_name():
+    found = errors_of(
+        "seed=1.5",
+        "sede=3",
+        "prepare.eval_fraction=2",
+        "sft.training.max_lenght=12",
+        "sft.training.learning_rate=fast",
+        "sft.peft={r: 8, lora_alfa: 16}",
+        "dpo.beta=0.2",
+        "model.init.hidden_sise=8",
+        "prepare.preferences.synthetic.tasks=[ad]",
+    )
+    assert found[0] == f"{TINY}: 9 settings are wrong"
+    assert sorted(found[1:]) == sorted(
+        [
+            "  seed = 1.5 (from --set): input should be a valid integer",
+            "  sede = 3 (from --set): no such setting; did you mean `seed`?",
+            "  prepare.eval_fraction = 2 (from --set): input should be less than 1",
+            "  sft.training.max_lenght = 12 (from --set): SFTConfig has no such option; did you mean `max_length`?",
+            "  sft.training.learning_rate = 'fast' (from --set): input should be a valid number",
+            "  sft.peft.lora_alfa = 16: LoraConfig has no such option; did you mean `lora_alpha`?",
+            "  dpo.beta = 0.2 (from --set): no such setting; did you mean `dpo.training.beta`?",
+            "  model.init: the configuration of qwen2 has no field 'hidden_sise' (nearest: 'hidden_size').",
+            "  prepare.preferences.synthetic.tasks = 'ad' (from --set): no such task; there are add, sort, reverse, count; "
+            "did you mean `add`?",
+        ]
+    )
+
+
+def test_an_override_changes_one_place_of_a_shared_section():
+    """tiny.yaml shares one `training` among the stages, by an anchor."""
+    found = errors_of("sft.training.max_length=long", "dpo.training.label_smoothing=0.7", "model.revision=main")
+    assert found[1:] == [
+        "  model: revision goes with name_or_path, and there is none",
+        "  sft.training.max_length = 'long' (from --set): input should be a valid integer",
+        next(line for line in found if line.startswith("  dpo.training: label_smoothing=0.7")),
+    ]
+
+
+def settings_with(dotted, value):
+    settings = yaml.safe_load(TINY.read_text())
+    *sections, name = dotted.split(".")
+    functools.reduce(lambda section, part: section[part], sections, settings)[name] = value
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("prepare.max_length", 4096, "the model reads 128 tokens"),
+        ("prepare.test.synthetic.noise", 0.5, "only demonstrations can be noisy"),
+        ("prepare.preferences", {"path": "missing.jsonl"}, "prepare.preferences.path = 'missing.jsonl': no such file"),
+        ("sft.launch", {"config_file": "missing.yaml"}, "sft.launch.config_file = 'missing.yaml': no such file"),
+        ("reward.launch", {"num_processes": 2, "config_file": str(TINY)}, "names the number of processes"),
+        ("evaluate.num_samples", 1, "only 1 rows are evaluated"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(dotted, value, message):
+    (error,) = contradictions(PipelineConfig.model_validate(settings_with(dotted, value)))
+    assert message in error.describe({})
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("model.name_or_path", "org/model", "needs exactly one of name_or_path and init"),
+        ("prepare.preferences", {}, "needs exactly one of path and synthetic"),
+        ("prepare.preferences", None, "valid dictionary"),
+        ("prepare.on_bad_rows", "warn", "'error' or 'skip'"),
+        ("seed", True, "valid integer"),
+        ("name", "a/b", "should match pattern"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(tmp_path, dotted, value, message):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings_with(dotted, value)))
+    with pytest.raises(ConfigError, match=message):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_what_a_stage_sets_itself_or_never_does_is_refused():
+    found = errors_of(
+        "sft.training.output_dir=elsewhere",
+        "dpo.training.trust_remote_code=true",
+        "dpo.training.hub_token=hf_x",
+        "wandb_api_key=123x",
+    )
+    assert "  sft.training.output_dir = 'elsewhere' (from --set): cannot be set here: the stage sets it" in found
+    assert any("code that comes with a model is never run" in line for line in found)
+    assert any(line.startswith("  dpo.training.hub_token = ***") for line in found)
+    assert any(line.startswith("  wandb_api_key = ***") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "`name` stands here twice"),
+        ("name: [a\n", "is no valid YAML"),
+        ("- a\n", "holds no settings; it needs at least name, model, prepare"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, root=ROOT)
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "other.yaml", root=ROOT)
+
+
+@pytest.mark.parametrize("override", ["dpo.training.beta", "=3", "a..b=3", "name.x=3", "seed=[1"])
+def test_an_override_of_another_form_is_refused(override):
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(TINY, [override], root=ROOT)
+
+
+def test_values_are_those_of_yaml_1_2_and_of_dvc(tmp_path):
+    text = TINY.read_text().replace("1e-3", "1e-5").replace("save_steps: 2", "eval_strategy: no")
+    (tmp_path / "edited.yaml").write_text(text)
+    config = load_params(tmp_path / "edited.yaml")
+    assert config.sft.training["learning_rate"] == 1e-5
+    assert config.sft.training["eval_strategy"] == "no"
+    write_params(config, tmp_path / "params.yaml")
+    assert load_params(tmp_path / "params.yaml") == config
+    assert load_yaml(str(tmp_path / "params.yaml")) == config.model_dump(mode="json")
+    written = (tmp_path / "params.yaml").stat()
+    write_params(config, tmp_path / "params.yaml")
+    assert (tmp_path / "params.yaml").stat().st_ino == written.st_ino  # the same settings: left alone
+
+
+def test_files_that_a_config_names_are_those_that_dvc_watches(tmp_path):
+    config = PipelineConfig.model_validate(settings_with("prepare.preferences", {"path": str(PREFERENCES)}))
+    assert config.files["preferences"] == str(PREFERENCES)
+    assert config.files["demonstrations"] == config.files["model"] == NO_FILE
+    hub = {"name": "x", "model": {"name_or_path": "org/model"}, "prepare": {"preferences": {"path": "org/data"}}}
+    assert set(PipelineConfig.model_validate(hub).files.values()) == {NO_FILE}
+
+
+def test_params_whose_files_are_not_those_that_they_name_are_refused(tmp_path):
+    settings = PipelineConfig.model_validate(yaml.safe_load(TINY.read_text())).model_dump(mode="json")
+    settings["prepare"]["preferences"] = {"path": str(PREFERENCES)}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ConfigError, match=f"set files.preferences={PREFERENCES}"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_config_that_was_checked_before_is_loaded_in_well_under_a_second():
+    load_config(TINY, root=ROOT)
+    load = f"from stages.loading import load_config; load_config({str(TINY)!r})"
+    code = f"import sys; {load}; assert 'torch' not in sys.modules"
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 1.5  # 0.3 s on a quiet machine
