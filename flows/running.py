@@ -40,8 +40,8 @@ def run_line(
         missing = [name for name in plan.follows if only is not None and name not in only]
         if missing:
             raise TunelineError(
-                f"{plan.name} reads what {' and '.join(missing)} makes, which is out of date; `tuneline run CONFIG` "
-                f"runs both, `tuneline stage {missing[0]}` that one."
+                f"{plan.name} is made from what {', '.join(missing)} left, which is out of date. Run the whole line "
+                f"(`tuneline run CONFIG`), or first `tuneline stage {missing[0]}`."
             )
     if not options.force and all(plan.up_to_date for plan in plans):
         if config:

@@ -56,7 +56,7 @@ def test_what_dvc_repro_has_made_is_not_run_again(checkout: Checkout):
 def test_errors_are_told_before_anything_runs(checkout: Checkout):
     shown = checkout.call("run", "toy.yaml", "--set", "evaluate.temprature=1", "--set", "seed=-1", exit_code=2)
     assert "evaluate.temprature" in shown
-    assert "evaluate.temperature" in shown
+    assert "did you mean `temperature`?" in shown
     assert "seed" in shown
     assert "Traceback" not in shown
     assert "configs/" not in checkout.call("run", "toi.yaml", exit_code=2)
@@ -189,7 +189,7 @@ def test_one_stage_runs_alone(checkout: Checkout):
     assert [checkout.tries(name) for name in ("sft", "reward", "dpo")] == [0, 1, 0]
     (checkout.path / "data" / "prepared" / "result.txt").write_text("changed by hand")
     shown = checkout.call("stage", "dpo", exit_code=2)
-    assert "dpo reads what prepare makes, which is out of date" in shown
+    assert "dpo is made from what prepare, sft left, which is out of date" in shown
 
 
 @pytest.mark.slow
