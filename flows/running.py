@@ -34,6 +34,8 @@ def run_line(
     """
     checked = load_config(config, overrides, root=root) if config else load_params(root / PARAMS_FILE)
     settings = checked.model_dump(mode="json")
+    if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
+        write_params(checked, root / PARAMS_FILE)
     every = plan_stages(root, settings)
     plans = [plan for plan in every if only is None or plan.name in only]
     for plan in plans:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stages.loading import load_config, load_params
+from stages.loading import load_config, load_params, write_params
 from tasks.display import in_words
 from tasks.estimates import estimate
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
@@ -21,7 +21,10 @@ _SHOWN_REASONS = 4
 
 def show_plan(root: Path, console: Console, config: Path, overrides: list[str]) -> int:
     """What `tuneline run` would do with this config: stages, reasons, steps, tokens and time."""
-    settings = load_config(config, overrides, root=root).model_dump(mode="json")
+    checked = load_config(config, overrides, root=root)
+    settings = checked.model_dump(mode="json")
+    if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
+        write_params(checked, root / PARAMS_FILE)
     plans = plan_stages(root, settings)
     history = read_history(root)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
