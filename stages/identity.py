@@ -36,7 +36,7 @@ def stage_identity(name: str, root: Path) -> Identity:
 
     try:
         with Repo(str(root)) as repo:
-            stage = repo.stage.load_one("dvc.yaml", name)
+            stage = repo.stage.load_one(str(root / "dvc.yaml"), name)
             settings = [dep for dep in stage.deps if type(dep).__name__ == "ParamsDependency"]
             files = [dep for dep in stage.deps if type(dep).__name__ != "ParamsDependency"]
             missing = [dep.def_path for dep in files if not dep.exists]
@@ -60,5 +60,5 @@ def output_hashes(name: str, root: Path) -> dict[str, str]:
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
-        stage = repo.stage.load_one("dvc.yaml", name)
+        stage = repo.stage.load_one(str(root / "dvc.yaml"), name)
         return {out.def_path: str(out.get_hash().value) for out in stage.outs if out.exists}

@@ -113,7 +113,7 @@ def find_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     from tuneline import DPOConfig, RewardConfig, SFTConfig
 
-    config_classes = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+    config_classes: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
     for name, config_class in config_classes.items():
         training, lora = asked.get(f"{name}.training"), asked.get(f"{name}.peft")
         if training is not None:

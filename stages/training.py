@@ -198,7 +198,7 @@ def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[s
         for step, row in sorted(rows.items()):
             writer.writerow([step, *(row.get(name, "") for name in names)])
     metrics: dict[str, float] = {"steps": trainer.state.global_step}
-    last = next((line["metrics"] for line in reversed(lines) if "train/loss" in line["metrics"]), {})
+    last: dict[str, float] = next((line["metrics"] for line in reversed(lines) if "train/loss" in line["metrics"]), {})
     metrics |= {name: value for name, value in last.items() if not name.endswith(("epoch", "learning_rate"))}
     metrics |= {
         name.replace("eval_", "eval/", 1): value

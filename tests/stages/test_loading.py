@@ -49,8 +49,8 @@ def test_all_errors_are_told_at_once_with_path_value_reason_and_nearest_name():
             "  sft.peft.lora_alfa = 16: LoraConfig has no such option; did you mean `lora_alpha`?",
             "  dpo.beta = 0.2 (from --set): no such setting; did you mean `dpo.training.beta`?",
             "  model.init: the configuration of qwen2 has no field 'hidden_sise' (nearest: 'hidden_size').",
-            "  prepare.preferences.synthetic.tasks = 'ad' (from --set): no such task; there are add, sort, reverse, count; "
-            "did you mean `add`?",
+            "  prepare.preferences.synthetic.tasks = 'ad' (from --set): "
+            "no such task; there are add, sort, reverse, count; did you mean `add`?",
         ]
     )
 

@@ -1,0 +1,138 @@
+"""The whole tiny line by `dvc repro`: what runs again after which change, and what DVC's users do with the results."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from tests.stages.conftest import commit, copy_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(checkout_after_sft, tmp_path_factory):
+    checkout = copy_of(checkout_after_sft, tmp_path_factory.mktemp("whole") / "line")
+    checkout.repro()
+    commit(checkout.root, "the line was run")
+    return checkout
+
+
+@pytest.fixture
+def line(whole, tmp_path):
+    return copy_of(whole, tmp_path / "line")
+
+
+def out_of_date(line):
+    """Stages that DVC would run because of a change of their own."""
+    return set(json.loads(line.run("dvc", "status", "--json").stdout))
+
+
+def stages_run(output):
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def test_a_line_that_was_run_is_up_to_date_and_its_lock_unchanged(line):
+    lock = (line.root / "dvc.lock").read_bytes()
+    assert "up to date" in line.repro().stdout
+    assert (line.root / "dvc.lock").read_bytes() == lock
+
+
+def test_another_beta_runs_dpo_and_evaluate_only_and_the_old_one_comes_from_the_cache(line):
+    before = line.hash_of("models/dpo")
+    line.configure("dpo.training.beta=0.5")
+    assert stages_run(line.repro().stdout) == ["dpo", "evaluate"]
+    assert line.hash_of("models/dpo") != before
+    changed = json.loads(line.run("dvc", "metrics", "diff", "--json").stdout)["diff"]
+    assert "reports/dpo/metrics.json" in changed
+    assert "reports/sft/metrics.json" not in changed
+    line.configure()
+    assert not stages_run(line.repro().stdout)
+    assert line.hash_of("models/dpo") == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        (["name=other"], set()),
+        (["dpo.launch.timeout_hours=1.0"], set()),
+        (["evaluate.max_new_tokens=4"], {"evaluate"}),
+        (["reward.training.learning_rate=2e-3"], {"reward"}),
+        (["sft.peft={r: 2}"], {"sft"}),
+        (["prepare.max_rows=10"], {"prepare"}),
+        (["seed=4"], {"prepare", "sft", "reward", "dpo", "evaluate"}),
+    ],
+)
+def test_a_setting_reaches_only_the_stages_that_read_it(line, overrides, stages):
+    line.configure(*overrides)
+    assert out_of_date(line) == stages
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("tuneline/losses/preference.py", {"dpo"}),
+        ("tuneline/losses/reward.py", {"reward"}),
+        ("tuneline/data/synthetic.py", {"prepare"}),
+        ("tuneline/data/packing.py", {"sft"}),
+        ("tuneline/evaluation/intervals.py", {"evaluate"}),
+        ("tuneline/cli/main.py", set()),
+    ],
+)
+def test_a_change_of_code_reaches_only_the_stages_that_use_it(line, file, stages):
+    with (line.root / file).open("a") as source:
+        source.write("\n# changed\n")
+    assert out_of_date(line) == stages
+
+
+def test_metrics_and_plots_are_shown(line):
+    metrics = json.loads(line.run("dvc", "metrics", "show", "--json").stdout)
+    files = metrics[""]["data"]
+    assert {f"reports/{name}/metrics.json" for name in ("prepare", "sft", "reward", "dpo", "evaluate")} == set(files)
+    assert files["reports/dpo/metrics.json"]["data"]["steps"] == 6
+    page = line.run("dvc", "plots", "show", "--json").stdout
+    plots = json.loads(page)["data"]
+    assert len(plots["reports/dpo/curve.csv"][0]["datapoints"][""]) >= 6
+
+
+def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(line, tmp_path):
+    remote = tmp_path / "remote"
+    line.run("dvc", "remote", "add", "-q", "-d", "local", str(remote))
+    line.run("dvc", "push", "-q")
+    commit(line.root, "a remote")
+    subprocess.run(["git", "clone", "-q", str(line.root), str(tmp_path / "clone")], check=True)
+    clone = type(line)(tmp_path / "clone")
+    clone.run("dvc", "pull", "-q")
+    assert "up to date" in clone.repro().stdout
+    for path in ("models/dpo/model.safetensors", "reports/evaluate/metrics.json", "data/prepared/test.parquet"):
+        assert (clone.root / path).read_bytes() == (line.root / path).read_bytes()
+
+
+def test_models_are_loaded_by_transformers_alone(line):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    for name in ("sft", "dpo"):
+        AutoModelForCausalLM.from_pretrained(line.root / "models" / name)
+    assert AutoModelForSequenceClassification.from_pretrained(line.root / "models" / "reward").num_labels == 1
+    for name in ("sft", "reward", "dpo"):
+        assert AutoTokenizer.from_pretrained(line.root / "models" / name).chat_template
+
+
+def test_changed_bytes_of_a_source_are_noticed(prepared, tmp_path):
+    """The source lies outside the checkout; dvc.yaml depends on it by the path in params.yaml."""
+    source = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"What is {n}?", "chosen": f" It is {n}.", "rejected": " I do not know."} for n in range(100, 140)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [f"prepare.preferences={{path: {source}}}", "prepare.demonstrations=null", "prepare.test=null"]
+    prepared.configure(*overrides)
+    prepared.repro("prepare")
+    assert "up to date" in prepared.repro("prepare").stdout
+    lock = yaml.safe_load((prepared.root / "dvc.lock").read_text())
+    assert str(source) in {dep["path"] for dep in lock["stages"]["prepare"]["deps"]}
+    with source.open("a") as file:
+        file.write(json.dumps({"prompt": "And you?", "chosen": " Well.", "rejected": " Ill."}) + "\n")
+    assert stages_run(prepared.repro("prepare").stdout) == ["prepare"]
