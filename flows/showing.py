@@ -57,9 +57,7 @@ def _why(plan: StagePlan) -> str:
     reasons = list(plan.reasons)
     if len(reasons) > _SHOWN_REASONS:
         reasons[_SHOWN_REASONS:] = [f"and {len(reasons) - _SHOWN_REASONS} more"]
-    if plan.follows:
-        reasons.append(f"{'if' if not reasons else 'and'} {' or '.join(plan.follows)} makes something new")
-    return "; ".join(reasons)
+    return "; ".join(reasons) or f"if {' or '.join(plan.follows)} makes something new"
 
 
 def _conclusion(plans: list[StagePlan], total: float, unknown: list[str]) -> str:

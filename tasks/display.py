@@ -18,6 +18,8 @@ from tasks.progress import Progress
 _QUIET_SECONDS = 20
 """Between two lines about one running stage, where the output is no terminal."""
 
+_MOST_CHARACTERS = 90
+
 
 @dataclass
 class _Running:
@@ -105,7 +107,7 @@ class Display:
     def _text(running: _Running) -> str:
         spent = time.monotonic() - running.started
         if running.progress is None:
-            return f"{in_words(spent)}  {running.note}"
+            return f"{in_words(spent)}  {running.note[:_MOST_CHARACTERS]}"
         text = f"{in_words(spent)}  {running.progress.describe()}"
         left = _seconds_left(running)
         return text if left is None else f"{text}, about {in_words(left)} left"
@@ -116,7 +118,7 @@ def _seconds_left(running: _Running) -> float | None:
     if progress is None or first is None or not progress.max_steps or progress.step <= first[1]:
         return None
     pace = (time.monotonic() - first[0]) / (progress.step - first[1])
-    return max(0.0, pace * (progress.max_steps - progress.step))
+    return pace * (progress.max_steps - progress.step) if progress.step < progress.max_steps else None
 
 
 def in_words(seconds: float) -> str:

@@ -89,7 +89,7 @@ def run_stage(
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, name]
     env = {**os.environ, **owner_env(), "PYTHONUNBUFFERED": "1"}
     env |= {"TUNELINE_FLOW_RUN": flow_run, "TUNELINE_PARENT_RUN": parent_run}
-    with _watched(Path(root), name, started):
+    with _watched(Path(root), name, started, output):
         code = run_guarded(command, env=env, on_line=output.take)
     seconds = time.monotonic() - began
     if code != 0:
@@ -173,7 +173,7 @@ def _failure(name: str, root: Path, started: float, code: int, output: StageOutp
 
 
 @contextmanager
-def _watched(root: Path, name: str, started: float) -> Iterator[None]:
+def _watched(root: Path, name: str, started: float, output: StageOutput) -> Iterator[None]:
     """Shows the stage's progress on the terminal and in Prefect until it ends."""
     ended = threading.Event()
     artifact = _ProgressArtifact(name)
@@ -182,7 +182,7 @@ def _watched(root: Path, name: str, started: float) -> Iterator[None]:
         told = 0.0
         while not ended.wait(_POLL_SECONDS):
             progress = read_progress(root, name, started)
-            display.update(name, progress)
+            display.update(name, progress, output.end[-1] if output.end else "")
             if progress is not None and time.monotonic() - told >= _ARTIFACT_SECONDS:
                 told = time.monotonic()
                 artifact.tell(progress)

@@ -97,16 +97,18 @@ def load_last_run(root: Path) -> RunSummary:
 
 
 _KEY_METRICS = {
-    "prepare": ("demonstrations/train", "preferences/train", "test/eval"),
     "sft": ("eval/loss", "eval/mean_token_accuracy"),
     "reward": ("eval/accuracy", "eval/loss"),
     "dpo": ("eval/rewards/accuracies", "eval/loss"),
-    "evaluate": ("sft/accuracy", "dpo/accuracy", "reward_model/pairwise_accuracy"),
+    "evaluate": ("sft/accuracy", "dpo/accuracy", "dpo/win_rate_reward", "reward_model/pairwise_accuracy"),
 }
+_COUNTS = {"demonstrations/train": "demonstrations", "preferences/train": "pairs", "test/eval": "test prompts"}
 
 
-def headline(stage: StageSummary, num_metrics: int = 3) -> str:
-    """The few numbers of a stage that say most, such as `eval/loss 0.412, eval/accuracy 0.87`."""
+def headline(stage: StageSummary, num_metrics: int = 4) -> str:
+    """The few numbers of a stage that say most, such as `eval/accuracy 0.87, eval/loss 0.412`."""
+    if stage.name == "prepare" and any(name in stage.metrics for name in _COUNTS):
+        return ", ".join(f"{stage.metrics[name]:,} {what}" for name, what in _COUNTS.items() if name in stage.metrics)
     names = [name for name in _KEY_METRICS.get(stage.name, ()) if name in stage.metrics]
     names = names or list(stage.metrics)
     return ", ".join(f"{name} {_short(stage.metrics[name])}" for name in names[:num_metrics])
