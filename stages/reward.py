@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import logging, set_seed
 
 from stages.context import StageContext
 from stages.training import lora, model_source, read_rows, run_training, training_arguments
@@ -17,9 +17,12 @@ def main() -> None:
     data = Path("data/prepared/preference")
 
     def make_trainer() -> RewardTrainer:
-        set_seed(context.config.seed)  # the score head is new
+        set_seed(context.config.seed)  # the score head is new, and transformers need not warn of that
+        logging.set_verbosity_error()
+        model = load_reward_model(name, **keywords)
+        logging.set_verbosity_warning()
         return RewardTrainer(
-            model=load_reward_model(name, **keywords),
+            model=model,
             args=training_arguments(context, section, RewardConfig),
             train_dataset=read_rows(data / "train.parquet"),
             eval_dataset=read_rows(data / "eval.parquet"),

@@ -45,7 +45,7 @@ def test_another_beta_runs_dpo_and_evaluate_only_and_the_old_one_comes_from_the_
     line.configure("dpo.training.beta=0.5")
     assert stages_run(line.repro().stdout) == ["dpo", "evaluate"]
     assert line.hash_of("models/dpo") != before
-    changed = json.loads(line.run("dvc", "metrics", "diff", "--json").stdout)["diff"]
+    changed = json.loads(line.run("dvc", "metrics", "diff", "--json").stdout)
     assert "reports/dpo/metrics.json" in changed
     assert "reports/sft/metrics.json" not in changed
     line.configure()
@@ -92,9 +92,14 @@ def test_metrics_and_plots_are_shown(line):
     files = metrics[""]["data"]
     assert {f"reports/{name}/metrics.json" for name in ("prepare", "sft", "reward", "dpo", "evaluate")} == set(files)
     assert files["reports/dpo/metrics.json"]["data"]["steps"] == 6
-    page = line.run("dvc", "plots", "show", "--json").stdout
-    plots = json.loads(page)["data"]
-    assert len(plots["reports/dpo/curve.csv"][0]["datapoints"][""]) >= 6
+    plots = json.loads(line.run("dvc", "plots", "show", "--json").stdout)
+    assert not plots.get("errors")
+    points = plots["data"]["reports/dpo/curve.csv"][0]["content"]["data"]["values"]
+    assert [point["step"] for point in points] == ["1", "2", "3", "4", "5", "6"]
+    assert {path for path in plots["data"] if path.endswith(".svg")} == {
+        "reports/prepare/lengths.svg",
+        *(f"reports/evaluate/files/{name}.svg" for name in ("accuracy", "lengths", "reliability")),
+    }
 
 
 def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(line, tmp_path):
