@@ -10,6 +10,7 @@ from prefect.states import State
 
 from stages.loading import load_config, load_params, write_params
 from stages.supervise import stage_lock, start_again, stop_all
+from tasks.dead_runs import noted
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import add_to_history
@@ -51,7 +52,8 @@ def align(
     """
     folder = Path(root).absolute()
     start_again()
-    with stage_lock(folder / ".work" / "run.lock", _say_that_it_waits):
+    run_lock = stage_lock(folder / ".work" / "run.lock", _say_that_it_waits)
+    with run_lock, noted(folder, str(flow_run.id)):
         if config is not None:
             write_params(load_config(config, overrides or [], root=folder), folder / PARAMS_FILE)
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay)

@@ -5,6 +5,7 @@ import os
 import shlex
 import urllib.error
 import urllib.request
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def run_line(
     except StageError as failure:
         print_end(root, console, load_last_run(root))
         console.print(f"\n{failure}\n", markup=False, soft_wrap=True)
-        console.print(f"Go on where it stopped:  {_again(config, overrides, only)}", markup=False, soft_wrap=True)
+        console.print(f"Go on where it stopped:  {_again(parameters)}", markup=False, soft_wrap=True)
         return 1 if getattr(failure, "retriable", True) else 2
     if _last_record(root) == before:
         return _end_without_change(root, console, settings, [plan.name for plan in plans])
@@ -72,11 +73,20 @@ def _run_flow(root: Path, console: Console, parameters: dict[str, Any]) -> None:
     else:
         server = start_temporary_server(root / ".prefect" / "server.log")
         with console.status("Starting Prefect ..."):
+            import_module("flows.align")  # which imports Prefect, while the server does the same
             server.wait_until_ready()
     from flows.align import align
 
-    with display.shown_on(console):
-        align(**parameters)
+    try:
+        with display.shown_on(console):
+            align(**parameters)
+    except Exception as error:
+        if not type(error).__module__.startswith(("httpx", "httpcore", "prefect")):
+            raise
+        raise TunelineError(
+            f"Prefect failed ({type(error).__name__}: {error}). What the stages have finished is kept: once Prefect's "
+            f"server answers again, {_again(parameters)} goes on from there."
+        ) from error
 
 
 def _check_server() -> None:
@@ -107,7 +117,9 @@ def _last_record(root: Path) -> str:
         return ""
 
 
-def _again(config: Path | None, overrides: list[str], only: list[str] | None) -> str:
-    if config is None:
-        return shlex.join(["tuneline", "stage", *(only or [])])
-    return shlex.join(["tuneline", "run", str(config), *(part for text in overrides for part in ("--set", text))])
+def _again(parameters: dict[str, Any]) -> str:
+    """The command that goes on with this run."""
+    if parameters["config"] is None:
+        return shlex.join(["tuneline", "stage", *parameters["only"]])
+    changes = [part for change in parameters["overrides"] for part in ("--set", change)]
+    return shlex.join(["tuneline", "run", parameters["config"], *changes])

@@ -22,6 +22,7 @@ def print_end(root: Path, console: Console, run: RunSummary) -> None:
     console.print(stage_table(root, run))
     if run.all_cached:
         console.print(f"Nothing to do: {_stages_in_words(run)} up to date, nothing was computed again.", style="bold")
+    console.print()
     if (root / REPORT).is_file():
         _print_pairs(console, {"Report": str(root / REPORT)})
     commands = {"Experiments": mlflow_ui_command(root, tracking_uri(root)), "Runs": prefect_ui_command(root)}

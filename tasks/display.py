@@ -109,6 +109,8 @@ class Display:
         if running.progress is None:
             return f"{in_words(spent)}  {running.note[:_MOST_CHARACTERS]}"
         text = f"{in_words(spent)}  {running.progress.describe()}"
+        if running.progress.share == 1.0:
+            return f"{text}, finishing"
         left = _seconds_left(running)
         return text if left is None else f"{text}, about {in_words(left)} left"
 
@@ -118,7 +120,7 @@ def _seconds_left(running: _Running) -> float | None:
     if progress is None or first is None or not progress.max_steps or progress.step <= first[1]:
         return None
     pace = (time.monotonic() - first[0]) / (progress.step - first[1])
-    return pace * (progress.max_steps - progress.step) if progress.step < progress.max_steps else None
+    return pace * (progress.max_steps - progress.step)
 
 
 def in_words(seconds: float) -> str:

@@ -23,7 +23,7 @@ from stages.supervise import owner_env, run_guarded
 from tasks.display import display, in_words
 from tasks.progress import Progress, log_file, read_progress, user_error
 from tasks.summary import StageSummary, headline, read_metrics
-from tuneline.errors import StageError
+from tuneline.errors import StageError, TunelineError
 
 USER_ERROR = 2
 """Exit code of a stage whose settings or data must be mended; no retry helps."""
@@ -49,6 +49,8 @@ def retry_helps(task: Any, task_run: Any, state: Any) -> bool:
         state.result()
     except StageFailure as failure:
         return failure.retriable
+    except TunelineError:  # the run is being stopped
+        return False
     except Exception:
         return True
     return False

@@ -29,6 +29,14 @@ def states(checkout: Checkout, table: str) -> list[tuple[str, str]]:
     return rows
 
 
+def flow_states(checkout: Checkout) -> set[str]:
+    """States of all of Prefect's flow runs."""
+    database = sqlite3.connect(Path(checkout.env["PREFECT_HOME"]) / "prefect.db")
+    rows = database.execute("select distinct state_name from flow_run").fetchall()
+    database.close()
+    return {name for (name,) in rows}
+
+
 def tracked(checkout: Checkout, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """MLflow's runs, the newest first."""
     client = mlflow.MlflowClient(f"sqlite:///{checkout.path / 'mlflow.db'}")
@@ -175,6 +183,7 @@ def test_a_stopped_run_leaves_no_process(checkout: Checkout, number: signal.Sign
     checkout.order("dpo", "")
     checkout.call("run", "toy.yaml", *CHANGE_DPO)
     assert checkout.tries("dpo") == 2
+    assert "Running" not in flow_states(checkout)
 
 
 @pytest.mark.slow
