@@ -52,7 +52,7 @@ def make_synthetic(
 def make_rows(
     role: Role, num_rows: int, *, tasks: Sequence[str] | None = None, noise: float = 0.0, seed: int = 0
 ) -> list[Row]:
-    """Rows of one set: the tasks in turns, no problem twice.
+    """Rows of one set: the tasks in turns, no question twice.
 
     Args:
         role: `demonstrations` have a prompt and a completion, `preferences` a right and a wrong answer, `test` the
@@ -102,20 +102,20 @@ def _mistake(problem: Problem, random: Random) -> str:
 
 
 def _problems(task: str, role: Role, seed: int) -> Iterator[tuple[str, Problem]]:
-    """Problems of a task that are the role's, each once, in an order of the seed's."""
+    """Problems of a task that are the role's, no question twice, in an order of the seed's."""
     random = Random(f"{seed} {role} {task}")
     seen: set[str] = set()
     while True:
         for _ in range(_DRAWS_A_ROW):
             problem = TASKS[task](random)
-            if problem.key not in seen and _share(task, problem.key) in _SHARES[role]:
+            if problem.question not in seen and _share(task, problem.key) in _SHARES[role]:
                 break
         else:
             raise ConfigError(
                 f"synthetic: the task {task!r} has hardly more than the {len(seen):,} problems that were found for "
                 f"{role}; ask for fewer rows, or add tasks."
             )
-        seen.add(problem.key)
+        seen.add(problem.question)
         yield task, problem
 
 

@@ -1,18 +1,20 @@
 """The tasks of the synthetic data: problems whose answers can be verified, and the mistakes that one makes with them.
 
-| task    | a problem                              | answer  | mistakes                                               |
-|---------|----------------------------------------|---------|--------------------------------------------------------|
-| add     | What is 47 + 38?                       | 85      | a carry forgotten, one too many or too few             |
-| sort    | Sort these digits: 7 2 9 4             | 2 4 7 9 | the wrong way round, neighbours exchanged, one missing |
-| reverse | Reverse these letters: t k b q         | q b k t | left as it was, neighbours exchanged, one missing      |
-| count   | How often is a in these letters: b a a | 2       | one too many or too few, all letters counted           |
+| task    | a problem                              | answer | mistakes                                                  |
+|---------|----------------------------------------|--------|-----------------------------------------------------------|
+| add     | What is 347 + 5?                       | 352    | a carry forgotten, subtracted, written after each other   |
+| sort    | Sort these digits: 7 2 9               | 2 7 9  | the wrong way round, neighbours exchanged, left as it was |
+| reverse | Reverse these letters: t k b           | b k t  | left as it was, neighbours exchanged, the end forgotten   |
+| count   | How often is a in these letters: b a a | 2      | all letters counted, the others counted, one too many     |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
@@ -30,63 +32,53 @@ def _problem(key: str, question: str, solution: str, mistakes: list[str]) -> Pro
 
 
 def add(random: Random) -> Problem:
-    """The sum of two numbers below 100."""
-    a, b = random.randrange(100), random.randrange(100)
+    """The sum of a number below 2000 and a digit below six."""
+    a, b = random.randrange(10, 2000), random.randrange(1, 6)
     total = a + b
-    without_carry = total - 10 if a % 10 + b % 10 > 9 else total + 10
-    return _problem(
-        f"{min(a, b)}+{max(a, b)}",
-        f"What is {a} + {b}?",
-        str(total),
-        [str(without_carry), str(total + 1), str(abs(total - 1))],
-    )
+    wrong_carry = total - 10 if a % 10 + b > 9 else total + 10
+    mistakes = [str(wrong_carry), str(a - b), f"{a}{b}"]
+    return _problem(f"{a}+{b}", f"What is {a} + {b}?", str(total), mistakes)
 
 
 def sort(random: Random) -> Problem:
-    """Four to six digits in ascending order."""
-    digits = [random.randrange(10) for _ in range(random.randrange(4, 7))]
+    """Three to five different digits in ascending order."""
+    digits = _different(range(10), 3 + random.randrange(3), random)
     ordered = sorted(digits)
+    mistakes = [ordered[::-1], _neighbours_exchanged(ordered, random), digits]
     return _problem(
-        _spaced(digits),
-        f"Sort these digits: {_spaced(digits)}",
-        _spaced(ordered),
-        [_spaced(ordered[::-1]), _spaced(_neighbours_exchanged(ordered, random)), _spaced(ordered[:-1])],
+        _spaced(digits), f"Sort these digits: {_spaced(digits)}", _spaced(ordered), [_spaced(m) for m in mistakes]
     )
 
 
 def reverse(random: Random) -> Problem:
-    """Four to six letters from the last to the first."""
-    letters = [_letter(random, 26) for _ in range(random.randrange(4, 7))]
+    """Three to five different letters from the last to the first."""
+    letters = _different(_LETTERS, 3 + random.randrange(3), random)
     turned = letters[::-1]
+    mistakes = [letters, _neighbours_exchanged(turned, random), turned[:-1]]
     return _problem(
-        _spaced(letters),
-        f"Reverse these letters: {_spaced(letters)}",
-        _spaced(turned),
-        [_spaced(letters), _spaced(_neighbours_exchanged(turned, random)), _spaced(turned[:-1])],
+        _spaced(letters), f"Reverse these letters: {_spaced(letters)}", _spaced(turned), [_spaced(m) for m in mistakes]
     )
 
 
 def count(random: Random) -> Problem:
-    """How often a letter occurs among six to ten, of which there are four kinds."""
-    letters = [_letter(random, 4) for _ in range(random.randrange(6, 11))]
-    wanted = _letter(random, 4)
+    """How often a letter occurs among four to eight, of which there are three kinds."""
+    letters = [_LETTERS[random.randrange(3)] for _ in range(4 + random.randrange(5))]
+    wanted = _LETTERS[random.randrange(3)]
     number = letters.count(wanted)
-    return _problem(
-        f"{wanted}:{_spaced(letters)}",
-        f"How often is {wanted} in these letters: {_spaced(letters)}",
-        str(number),
-        [str(number + 1), str(abs(number - 1)), str(len(letters))],
-    )
+    mistakes = [str(len(letters)), str(len(letters) - number), str(number + 1)]
+    question = f"How often is {wanted} in these letters: {_spaced(letters)}"
+    return _problem(f"{wanted}:{_spaced(letters)}", question, str(number), mistakes)
 
 
 TASKS: dict[str, Callable[[Random], Problem]] = {"add": add, "sort": sort, "reverse": reverse, "count": count}
 
 
-def _letter(random: Random, kinds: int) -> str:
-    return chr(ord("a") + random.randrange(kinds))
+def _different(items: Sequence, number: int, random: Random) -> list:
+    rest = list(items)
+    return [rest.pop(random.randrange(len(rest))) for _ in range(number)]
 
 
-def _spaced(items: list) -> str:
+def _spaced(items: Sequence) -> str:
     return " ".join(map(str, items))
 
 
