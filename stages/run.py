@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -44,17 +45,30 @@ def main(arguments: list[str]) -> int:
     watch_owner()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name, root = arguments[0], Path.cwd()
+    waited: list[str] = []
+
+    def on_wait(line: str) -> None:
+        _say(line)
+        waited.append(line)
+
     try:
-        with stage_lock(Path(".work") / name / "lock", on_wait=_say) as lock:
-            return run_stage(name, root, load_params(root / "params.yaml"), lock)
+        with stage_lock(Path(".work") / name / "lock", on_wait) as lock:
+            return run_stage(name, root, load_params(root / "params.yaml"), lock, may_force=not waited)
     except TunelineError as error:
         _say(f"error: {error}")
         return 2
 
 
-def run_stage(name: str, root: Path, config: PipelineConfig, lock: int) -> int:
-    """Bring the outputs of one stage about; the exit code."""
+def run_stage(name: str, root: Path, config: PipelineConfig, lock: int, *, may_force: bool = True) -> int:
+    """Bring the outputs of one stage about; the exit code.
+
+    Args:
+        lock: descriptor of the stage's lock.
+        may_force: whether a result that DVC has already is made anew; not if another process made it just now.
+    """
     identity = stage_identity(name, root)
+    if not may_force:
+        identity = replace(identity, is_forced=False)
     work = _work_folder(name, config, identity)
     tracked = StageRun(name, config, identity, work)
     with tracked.live():

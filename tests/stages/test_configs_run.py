@@ -8,7 +8,7 @@ from stages.loading import load_config, write_params
 from tests.data.shared_files import real_data
 from tests.stages.conftest import ROOT, new_checkout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMALL = [
     "model.init.hidden_size=32",

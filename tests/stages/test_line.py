@@ -9,7 +9,7 @@ import yaml
 
 from tests.stages.conftest import commit, copy_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
