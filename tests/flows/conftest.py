@@ -41,12 +41,13 @@ INPUTS = {
 CONFIG = """\
 name: toy
 model: {name_or_path: nobody/toy}
-prepare: {preferences: {synthetic: {num_rows: 10}}}
+prepare: {preferences: {path: toy.jsonl}}
 sft: {launch: {timeout_hours: 1}}
+dpo: {launch: {timeout_hours: 24}}
 """
 
 
-CHANGE_DPO = ("--set", "dpo.training.beta=0.3")
+CHANGE_DPO = ("--set", "dpo.launch.timeout_hours=2")
 
 
 @dataclass
@@ -106,14 +107,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = DVC_YAML + "".join(STAGE_YAML.replace("NAME", n).replace("INPUTS", i) for n, i in INPUTS.items())
     (path / "dvc.yaml").write_text(text)
     (path / "toy.yaml").write_text(CONFIG)
+    (path / "toy.jsonl").touch()
     (path / ".gitignore").write_text("/.work\n/.prefect\n/mlflow.db*\n/mlartifacts\n*.tries\n")
     env = _env(path, path / ".prefect")
     for command in ("git init -q", "python -m dvc init -q", "git add -A"):
         subprocess.run(command.split(), cwd=path, env=env, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", *identity, "commit", "-qm", "Start"], cwd=path, env=env, check=True)
-    load_config(path / "toy.yaml", [CHANGE_DPO[1]], root=path)  # checked once, and remembered in .work
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(path)
     write_params(load_config(path / "toy.yaml", root=path), path / "params.yaml")
+    monkeypatch.undo()
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=path, env=env, check=True)
     return path
 

@@ -77,7 +77,7 @@ def test_a_plan_names_what_would_run_and_why_and_changes_nothing(checkout: Check
     shown = checkout.call("plan", "toy.yaml", *CHANGE_DPO)
     rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
     assert "cached" in rows["sft"]
-    assert "dpo.training.beta: none -> 0.3" in rows["dpo"]
+    assert "dpo.launch.timeout_hours: 24.0 -> 2.0" in rows["dpo"]
     assert "may run" in rows["evaluate"]
     assert "2 of 5 stages to run" in shown
     assert (checkout.path / "params.yaml").read_bytes() == before
@@ -103,7 +103,7 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(checkout: Checkout):
     ]
     (parent,) = tracked(checkout)
     assert parent.info.status == "FINISHED"
-    assert parent.data.params["dpo.training.beta"] == "0.3"
+    assert parent.data.params["dpo.launch.timeout_hours"] == "2.0"
     assert parent.data.tags["stage.sft"] == "cached"
     assert parent.data.tags["stage.dpo.dvc.md5"].endswith(".dir")
     assert parent.data.metrics["dpo/loss"] == 0.5
@@ -144,7 +144,7 @@ def test_a_stage_that_fails_for_good_is_named_with_the_end_of_its_log(checkout: 
     assert "line 40 of the log" in end
     assert "line 10 of the log" not in end
     assert "Traceback" not in shown
-    assert "Go on where it stopped:  tuneline run toy.yaml --set dpo.training.beta=0.3" in shown
+    assert "Go on where it stopped:  tuneline run toy.yaml --set dpo.launch.timeout_hours=2" in shown
     assert checkout.tries("evaluate") == 0
     assert states(checkout, "flow_run")[0][1] == "Failed"
     (parent,) = tracked(checkout)
