@@ -1,11 +1,11 @@
-"""The tasks of the synthetic data: problems whose answers can be verified, and the mistakes that one makes with them.
+"""The tasks of the synthetic data: problems whose answers can be verified, and the mistakes made with them.
 
-| task    | a problem                              | answer | mistakes                                                  |
-|---------|----------------------------------------|--------|-----------------------------------------------------------|
-| add     | What is 347 + 5?                       | 352    | a carry forgotten, subtracted, written after each other   |
-| sort    | Sort these digits: 7 2 9               | 2 7 9  | the wrong way round, neighbours exchanged, left as it was |
-| reverse | Reverse these letters: t k b           | b k t  | left as it was, neighbours exchanged, the end forgotten   |
-| count   | How often is a in these letters: b a a | 2      | all letters counted, the others counted, one too many     |
+| task    | a problem                              | answer | mistakes                                                |
+|---------|----------------------------------------|--------|---------------------------------------------------------|
+| add     | What is 347 + 5?                       | 352    | a carry forgotten, subtracted, written side by side     |
+| sort    | Sort these digits: 7 2 9               | 2 7 9  | the wrong way round, neighbours swapped, left as it was |
+| reverse | Reverse these letters: t k b           | b k t  | left as it was, neighbours swapped, the end forgotten   |
+| count   | How often is a in these letters: b a a | 2      | all letters counted, the others counted, one too many   |
 """
 
 from __future__ import annotations
