@@ -114,7 +114,7 @@ def _launch(name: str, config: PipelineConfig, work: Path, lock: int) -> int:
         if not (checkpoint / "COMPLETE").is_file():
             shutil.rmtree(checkpoint)
     command, more = launch_command(name, launch)
-    env = {**os.environ, **owner_env(), **_QUIET, **more, WORK: str(work.absolute()), "PYTHONUNBUFFERED": "1"}
+    env = {**_YIELDING, **os.environ, **owner_env(), **_QUIET, **more, WORK: str(work.absolute()), "PYTHONUNBUFFERED": "1"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     timeout = None if launch is None else launch.timeout_hours * 3600
     with _log(work / "log.txt") as log:
@@ -138,6 +138,11 @@ _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+# Threads that wait for one another let others have the processor. Where neighbours are busy, spinning makes two threads
+# ten times slower than one on small models (measured: 3 against 30 steps a second); what the user has set stays.
+_YIELDING = {"OMP_WAIT_POLICY": "passive"}
 
 
 @contextmanager
