@@ -114,7 +114,15 @@ def _launch(name: str, config: PipelineConfig, work: Path, lock: int) -> int:
         if not (checkpoint / "COMPLETE").is_file():
             shutil.rmtree(checkpoint)
     command, more = launch_command(name, launch)
-    env = {**_YIELDING, **os.environ, **owner_env(), **_QUIET, **more, WORK: str(work.absolute()), "PYTHONUNBUFFERED": "1"}
+    env = {
+        **_YIELDING,
+        **os.environ,
+        **owner_env(),
+        **_QUIET,
+        **more,
+        WORK: str(work.absolute()),
+        "PYTHONUNBUFFERED": "1",
+    }
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     timeout = None if launch is None else launch.timeout_hours * 3600
     with _log(work / "log.txt") as log:
