@@ -109,7 +109,7 @@ def _train(side: str, kind: str, folder: Path, turn: int) -> dict[str, Any]:
 
 def _python(name: str, arguments: list[str], folder: Path, result: Path | None = None) -> str:
     environment = {
-        "OMP_WAIT_POLICY": "passive",  # for both sides: threads that spin slow down many times over beside a busy neighbour
+        "OMP_WAIT_POLICY": "passive",  # for both sides: spinning threads crawl beside a busy neighbour
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         FOLDER: str(folder),

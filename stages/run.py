@@ -148,8 +148,8 @@ _QUIET = {
 }
 
 
-# Threads that wait for one another let others have the processor. Where neighbours are busy, spinning makes two threads
-# ten times slower than one on small models (measured: 3 against 30 steps a second); what the user has set stays.
+# Threads that wait for one another let others have the processor. Where neighbours are busy, spinning makes two
+# threads ten times slower on small models (measured: 3 against 30 steps a second); what the user has set stays.
 _YIELDING = {"OMP_WAIT_POLICY": "passive"}
 
 
