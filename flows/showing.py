@@ -26,7 +26,8 @@ def show_plan(root: Path, console: Console, config: Path, overrides: list[str]) 
     if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
         write_params(checked, root / PARAMS_FILE)
     plans = plan_stages(root, settings)
-    history = read_history(root)
+    history = read_history(root, checked.name)
+    prepared = all(plan.up_to_date for plan in plans if plan.name == "prepare")
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for title in ("Stage", "Plan"):
         table.add_column(title, no_wrap=True)
@@ -38,7 +39,7 @@ def show_plan(root: Path, console: Console, config: Path, overrides: list[str]) 
         if plan.up_to_date:
             table.add_row(plan.name, Text("cached", style="dim"), "-", "-", "-", Text("up to date", style="dim"))
             continue
-        expected = estimate(root, plan.name, settings, history.get(plan.name))
+        expected = estimate(root, plan.name, settings, history.get(plan.name), prepared=prepared)
         if expected.seconds is None:
             unknown.append(plan.name)
         total += expected.seconds or 0.0

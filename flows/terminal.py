@@ -31,7 +31,7 @@ def print_end(root: Path, console: Console, run: RunSummary) -> None:
 
 def stage_table(root: Path, run: RunSummary) -> Table:
     """Stage, time, cached or run, key metrics."""
-    past = read_history(root)
+    past = read_history(root, run.name)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column("Stage")
     table.add_column("Time", justify="right")

@@ -28,6 +28,7 @@ class _Running:
     progress: Progress | None = None
     first: tuple[float, int] | None = None
     """When the first progress of this try was seen, and its step."""
+    latest: tuple[float, int] | None = None
     printed: float = 0.0
 
 
@@ -76,7 +77,9 @@ class Display:
                 return
             running.note = note or running.note
             if progress is not None:
-                running.first = running.first or (time.monotonic(), progress.step)
+                seen = (time.monotonic(), progress.step)
+                running.first = running.first or seen
+                running.latest = running.latest if running.latest and running.latest[1] == progress.step else seen
                 running.progress = progress
             quiet = time.monotonic() - running.printed
             if self.console and not self.console.is_terminal and quiet >= _QUIET_SECONDS:
@@ -116,11 +119,12 @@ class Display:
 
 
 def _seconds_left(running: _Running) -> float | None:
-    progress, first = running.progress, running.first
-    if progress is None or first is None or not progress.max_steps or progress.step <= first[1]:
+    """By the pace between the first and the latest step that were seen."""
+    progress, first, latest = running.progress, running.first, running.latest
+    if progress is None or first is None or latest is None or not progress.max_steps or latest[1] <= first[1]:
         return None
-    pace = (time.monotonic() - first[0]) / (progress.step - first[1])
-    return pace * (progress.max_steps - progress.step)
+    pace = (latest[0] - first[0]) / (latest[1] - first[1])
+    return max(0.0, pace * (progress.max_steps - latest[1]) - (time.monotonic() - latest[0]))
 
 
 def in_words(seconds: float) -> str:

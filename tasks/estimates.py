@@ -29,15 +29,15 @@ class Estimate:
     seconds: float | None = None
 
 
-def estimate(root: Path, stage: str, settings: dict[str, Any], past: PastRun | None) -> Estimate:
-    """Of one stage, if it ran now."""
+def estimate(root: Path, stage: str, settings: dict[str, Any], past: PastRun | None, *, prepared: bool) -> Estimate:
+    """Of one stage, if it ran now; `prepared` says whether the data is there and will stay as it is."""
     section = settings.get(stage) or {}
-    prepared = read_metrics(root, "prepare")
+    counts = read_metrics(root, "prepare") if prepared else {}
     seconds = past.seconds if past else None
     if stage not in _ROWS or not isinstance(section, dict) or "training" not in section:
         return Estimate(seconds=seconds)
     training = {**_DEFAULTS, **section["training"]}
-    rows, tokens = prepared.get(_ROWS[stage]), prepared.get(_TOKENS[stage])
+    rows, tokens = counts.get(_ROWS[stage]), counts.get(_TOKENS[stage])
     a_step = training["per_device_train_batch_size"] * (section.get("launch") or {}).get("num_processes", 1)
     accumulated = training["gradient_accumulation_steps"]
     steps: int | None = None

@@ -19,24 +19,30 @@ class PastRun:
     """Optimizer steps; None for a stage that does not train."""
 
 
-def read_history(root: Path) -> dict[str, PastRun]:
-    """By stage; empty when nothing was run yet, or the record is damaged."""
+def read_history(root: Path, config: str) -> dict[str, PastRun]:
+    """By stage, for a config of that name; empty when it was not run yet, or the record is damaged."""
+    return _read(root).get(config, {})
+
+
+def _read(root: Path) -> dict[str, dict[str, PastRun]]:
     try:
-        record = json.loads((root / HISTORY).read_text())
-        return {name: PastRun(float(past["seconds"]), past["steps"]) for name, past in record.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {
+            config: {stage: PastRun(float(past["seconds"]), past["steps"]) for stage, past in stages.items()}
+            for config, stages in json.loads((root / HISTORY).read_text()).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def add_to_history(root: Path, run: RunSummary) -> None:
     """Notes the stages that this run computed."""
-    history = read_history(root)
+    history = _read(root)
     for stage in run.stages:
         if stage.state == "ran":
             steps = stage.metrics.get("steps")
-            history[stage.name] = PastRun(stage.seconds, None if steps is None else int(steps))
+            history.setdefault(run.name, {})[stage.name] = PastRun(stage.seconds, None if steps is None else int(steps))
     path = root / HISTORY
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps({name: vars(past) for name, past in history.items()}, indent=1))
+    aside.write_text(json.dumps(history, indent=1, default=vars))
     os.replace(aside, path)

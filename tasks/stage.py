@@ -151,6 +151,9 @@ _DVC_CHATTER = (
     "To track the changes",
     "To enable auto staging",
     "Use `dvc push`",
+    "\tgit add ",
+    "\tdvc config ",
+    "WARNING: Process '",  # a killed run's lock, which DVC removes
 )
 
 

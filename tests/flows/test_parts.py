@@ -87,7 +87,8 @@ def test_without_a_run_there_is_one_message(tmp_path: Path):
 def test_history_keeps_the_last_time_that_each_stage_ran(tmp_path: Path):
     add_to_history(tmp_path, run_of(StageSummary("sft", "ran", 60.0, {"steps": 30}), StageSummary("dpo", "ran", 9.0)))
     add_to_history(tmp_path, run_of(StageSummary("sft", "cached", 0.1), StageSummary("dpo", "failed", 1.0)))
-    assert read_history(tmp_path) == {"sft": PastRun(60.0, 30), "dpo": PastRun(9.0, None)}
+    assert read_history(tmp_path, "toy") == {"sft": PastRun(60.0, 30), "dpo": PastRun(9.0, None)}
+    assert read_history(tmp_path, "another") == {}
 
 
 def test_an_estimate_scales_the_last_time_by_the_steps(tmp_path: Path):
@@ -95,10 +96,10 @@ def test_an_estimate_scales_the_last_time_by_the_steps(tmp_path: Path):
     metrics = {"demonstrations/train": 100, "sft/train/tokens": 5000}
     (tmp_path / "reports" / "prepare" / "metrics.json").write_text(json.dumps(metrics))
     training = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
-    expected = estimate(tmp_path, "sft", {"sft": {"training": training}}, PastRun(60.0, 7))
+    expected = estimate(tmp_path, "sft", {"sft": {"training": training}}, PastRun(60.0, 7), prepared=True)
     # 100 rows are 13 batches of 8, in 7 steps of 2; two epochs of them are 14 steps
     assert (expected.steps, expected.tokens, expected.seconds) == (14, 10_000, 120.0)
-    limited = estimate(tmp_path, "sft", {"sft": {"training": {**training, "max_steps": 50}}}, None)
+    limited = estimate(tmp_path, "sft", {"sft": {"training": {**training, "max_steps": 50}}}, None, prepared=True)
     assert (limited.steps, limited.tokens, limited.seconds) == (50, 5000 * 8, None)  # 50 x 16 rows of 100
 
 
