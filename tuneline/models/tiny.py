@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from tuneline.errors import ConfigError
@@ -171,9 +172,9 @@ def _in_pieces(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _config_class(model_type: Any) -> type[PretrainedConfig]:
-    if model_type not in CONFIG_MAPPING:
-        hint = _nearest(str(model_type), CONFIG_MAPPING.keys())
-        raise ConfigError(f"model.init.model_type={model_type!r} is no architecture of transformers{hint}.")
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = _nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise ConfigError(f"model.init.model_type={model_type!r} is no causal language model of transformers{hint}.")
     return CONFIG_MAPPING[model_type]
 
 
