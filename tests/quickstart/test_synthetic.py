@@ -1,4 +1,4 @@
-"""The made data: answers are right where they should be, mistakes wrong, no problem on both sides, all the same again."""
+"""The made data: right where it should be, wrong where it should be, no problem on both sides, the same again."""
 
 import subprocess
 import sys

@@ -54,7 +54,8 @@ def test_the_same_seed_gives_the_same_weights_and_tokenizer_and_another_seed_oth
 
 def test_a_bpe_vocabulary_is_the_same_in_another_process():
     code = (
-        "import hashlib; from tuneline.data.synthetic import make_rows; from tuneline.models.tiny import make_tokenizer; "
+        "import hashlib; from tuneline.data.synthetic import make_rows; "
+        "from tuneline.models.tiny import make_tokenizer; "
         "texts = [row['prompt'][0]['content'] for row in make_rows('demonstrations', 200, seed=1)]; "
         "print(hashlib.sha256(make_tokenizer('bpe', 320, texts).backend_tokenizer.to_str().encode()).hexdigest())"
     )
