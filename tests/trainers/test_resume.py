@@ -14,6 +14,7 @@ SCHEDULE = {
     "save_steps": 3,  # not a multiple of logging_steps
     "logging_steps": 2,
     "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",  # a step too many would show
 }
 
 
@@ -47,6 +48,13 @@ def test_a_resumed_run_ends_bit_identical(method, options, tmp_path):
 
     resumed = trainer(tmp_path / "whole")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+
+    at_the_end = trainer(tmp_path / "whole")
+    at_the_end.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    assert at_the_end.state.global_step == 7
+    assert at_the_end.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+    ended = weights(at_the_end)
+    assert all(torch.equal(ended[name], end) for name, end in weights(whole).items())
 
     expected, found = weights(whole), weights(resumed)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

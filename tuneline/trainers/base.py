@@ -56,7 +56,7 @@ class BaseTrainer(Trainer):
         self.tokenization_reports = tokenization_reports or {}
         self.mode: Mode = "train"
         self.metrics: dict[Mode, Metrics] = {"train": Metrics(), "eval": Metrics()}
-        self._new_tokens: Tensor | None = None
+        self._tokens_of_step = self._new_tokens = torch.zeros((), dtype=torch.long)
         self._counted = True
         super().__init__(model=model, args=args, **kwargs)
         if self.args.n_gpu > 1:
@@ -64,7 +64,7 @@ class BaseTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs, and DataParallel is not supported; start one process a "
                 "GPU with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
             )
-        self.add_callback(_LogAtSaves())
+        self.add_callback(_StepEnd(self))
 
     # What a method writes
 
@@ -84,12 +84,15 @@ class BaseTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[PromptTrees], num_batches: int, device: torch.device
     ) -> tuple[list[PromptTrees], Tensor]:
+        if 0 < self.state.max_steps <= self.state.global_step:
+            # resumed where it had ended: transformers would do one step more before it looks
+            return [], torch.ones((), device=device)
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         num_items = sum(torch.as_tensor(self.num_items(batch), device=device) for batch in batches)
         num_tokens = sum(batch.sequence_lengths.sum() for batch in batches)
         counts = torch.stack([torch.as_tensor(n, device=device) for n in (num_items, num_tokens)])
         num_items, num_tokens = self.accelerator.reduce(counts, "sum")
-        self._new_tokens = num_tokens if self._new_tokens is None else self._new_tokens + num_tokens
+        self._tokens_of_step = num_tokens
         self.count_step(batches)
         return batches, num_items
 
@@ -156,15 +159,18 @@ class BaseTrainer(Trainer):
         self.record({"aux_loss": aux_loss})
         return losses + self.args.router_aux_loss_coef * aux_loss
 
+    def count_tokens(self) -> None:
+        """Add the tokens of the step that has just been done; batches fetched and not trained on do not count."""
+        self._new_tokens = self._new_tokens.to(self._tokens_of_step.device) + self._tokens_of_step
+
     def record(self, values: Mapping[str, Recorded]) -> None:
         """Add to the metrics of the current mode; see `Metrics.add`."""
         self.metrics[self.mode].add(values, counted=self._counted)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            if self._new_tokens is not None:
-                self.state.num_input_tokens_seen += int(self._new_tokens)
-                self._new_tokens = None
+            self.state.num_input_tokens_seen += int(self._new_tokens)
+            self._new_tokens = torch.zeros_like(self._new_tokens)
             logs.update(self.metrics["train"].flush(self.accelerator))
             logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
@@ -174,11 +180,17 @@ class BaseTrainer(Trainer):
         return 6 * inputs.num_tokens * sum(p.numel() for p in self.model.parameters())
 
 
-class _LogAtSaves(TrainerCallback):
-    """A checkpoint is a log line too: the running metrics are empty there, so that a resumed run logs what the whole
-    one did."""
+class _StepEnd(TrainerCallback):
+    """Counts the tokens of steps that were done, and makes a checkpoint a log line too.
+
+    The running metrics are then empty at a checkpoint, so that a resumed run logs what the whole one did.
+    """
+
+    def __init__(self, trainer: BaseTrainer):
+        self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.trainer.count_tokens()
         if control.should_save:
             control.should_log = True
         return control
