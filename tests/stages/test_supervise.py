@@ -63,8 +63,9 @@ def test_a_child_dies_with_its_owner(number):
     """The owner runs a child in a session of its own, which no signal to a group would reach."""
     owner = python(
         """
-        import sys
+        import signal, sys
         from stages.supervise import run_guarded
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is started without it
         child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
         run_guarded([sys.executable, "-c", child], on_line=lambda line: print(line, flush=True), grace=2)
         """,
