@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tuneline.attention import Segments, reading_trees
 from tuneline.heads import Objective, Question, TargetHead
+from tuneline.losses.sft import dft_loss, nll_loss
 from tuneline.models.layouts import output_head, pad_token_id
 from tuneline.trees import PromptTrees, pad_out
 
@@ -72,10 +73,16 @@ def _padded_logprobs(
     log_p = (raw / question.temperature).log_softmax(-1)
     logprobs = log_p.gather(1, trees.target_ids[:, None])[:, 0]
     zeros = torch.zeros_like(logprobs)
-    weights = logprobs.detach().exp() if question.objective == "dft" else torch.ones_like(logprobs)
+    match question.objective:
+        case "nll":
+            losses = nll_loss(logprobs)
+        case "dft":
+            losses = dft_loss(logprobs)
+        case None:
+            losses = zeros
     return TargetLogprobs(
         logprobs,
-        -weights * logprobs if question.objective else zeros,
+        losses,
         -(log_p.exp() * log_p).sum(-1) if question.with_entropy else zeros,
         (2 * log_p.detach()).logsumexp(-1) if question.with_probability_mass else zeros,
         (log_p.detach().amax(-1) <= logprobs.detach()).float(),

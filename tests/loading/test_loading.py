@@ -50,6 +50,12 @@ def test_a_missing_model_or_tokenizer_is_named(tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"))
 
 
+def test_a_saved_tokenizer_does_not_tell_whether_it_was_loaded_offline(tmp_path):
+    character_tokenizer().save_pretrained(tmp_path / "one")
+    load_tokenizer(str(tmp_path / "one")).save_pretrained(tmp_path / "two")
+    assert "local_files_only" not in json.loads((tmp_path / "two" / "tokenizer_config.json").read_text())
+
+
 def test_the_end_token_pads_where_nothing_else_does():
     tokenizer = character_tokenizer()
     tokenizer.pad_token = None

@@ -65,11 +65,14 @@ def load_tokenizer(
     name: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"cannot load a tokenizer from {name!r} ({str(error).splitlines()[0]}); pass one as processing_class."
         ) from error
+    # How it was loaded is not what it is: saved with it, the same tokenizer would differ where HF_HUB_OFFLINE does.
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    return tokenizer
 
 
 def set_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, pad_token: str | None) -> None:
