@@ -19,3 +19,11 @@ class ModelError(TunelineError):
 
 class StageError(TunelineError):
     """A stage of the pipeline that failed, with its name and the end of its log."""
+
+
+class RolloutError(TunelineError):
+    """A rollout engine that cannot be reached, timed out, or gave an answer that is not one."""
+
+
+class RewardError(TunelineError):
+    """A reward function that raised, hung or gave values that are none."""
