@@ -1,0 +1,60 @@
+"""Which models the transformers engine can generate with, and why not the others."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from tuneline.errors import ModelError
+from tuneline.models.layouts import base_model
+
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def readable_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model to call; adapters inside it stay at work.
+
+    Raises:
+        ModelError: with the reason why not.
+    """
+    reason = _why_not_wrapper(model)
+    base = base_model(model)
+    reason = reason or _why_not(base)
+    if reason:
+        raise ModelError(
+            f"the transformers engine cannot generate with {type(base).__name__}: {reason}. Use the vLLM engine, or "
+            "another model."
+        )
+    return base
+
+
+def _why_not_wrapper(model: Any) -> str | None:
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return f"its adapter is a {model.active_peft_config.peft_type.value}, which puts a prompt of its own in front"
+    return None
+
+
+def _why_not(model: Any) -> str | None:
+    if not isinstance(model, PreTrainedModel):
+        return "it is no model of transformers"
+    config = model.config.get_text_config()
+    parameters = inspect.signature(model.forward).parameters
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if model.get_output_embeddings() is None:
+        return "it has no language-model head"
+    missing = {"past_key_values", "position_ids", "attention_mask", "logits_to_keep"} - set(parameters)
+    if missing:
+        return f"its forward takes no {', '.join(sorted(missing))}"
+    if not (model._supports_attention_backend and model._supports_sdpa):
+        return "its attention is not built on transformers' AttentionInterface, or not on sdpa"
+    other_layers = set(getattr(config, "layer_types", None) or ()) - _LAYERS
+    if other_layers:
+        return f"it has layers of type {', '.join(sorted(other_layers))}, which keep no keys and values"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attn_logit_softcapping is beyond sdpa"
+    return None
