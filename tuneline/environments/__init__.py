@@ -2,6 +2,7 @@
 
 from tuneline.environments.calling import ConcurrentCalls
 from tuneline.environments.exchange import Counts
+from tuneline.environments.interaction import Interaction, Interactions
 from tuneline.environments.loop import Conversations, run_conversations
 from tuneline.environments.members import Environment, Responder, environment_tools
 from tuneline.environments.parsing import Reply, ReplyParser, ToolCall
@@ -15,6 +16,8 @@ __all__ = [
     "Counts",
     "Environment",
     "EnvironmentPool",
+    "Interaction",
+    "Interactions",
     "Reply",
     "ReplyParser",
     "Responder",

@@ -17,9 +17,6 @@ from tuneline.data.formats import Messages, render_dialogue
 from tuneline.data.rendering import require_template
 from tuneline.environments.parsing import Reply, ReplyParser, reply_parser
 from tuneline.errors import DataError, ModelError
-from tuneline.logging import get_logger
-
-logger = get_logger(__name__)
 
 _MARK = "WORDS-OF-THE-ASSISTANT"  # found again in what the template renders
 _PROBE = "ANSWER-OF-A-TOOL"
@@ -74,8 +71,13 @@ class ChatFormat:
                     f"The chat template leaves out messages of the role {message['role']!r}, so the policy would never "
                     "read an answer; give a template that renders them, with chat_template or chat_template_path."
                 )
-        if has_tools:
-            self._warn_where_tools_are_not_shown()
+
+    def shows_tools(self) -> bool:
+        """Whether the template puts the tools' schemas into the prompt."""
+        function = {"name": _PROBE_TOOL, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
+        schema = {"type": "function", "function": function}
+        messages = [{"role": "user", "content": "question"}]
+        return _PROBE in render_dialogue(self.tokenizer, messages, tools=[schema], **self.options)
 
     def prompt_ids(self, messages: Messages, schemas: list[dict[str, Any]]) -> list[int]:
         """A prompt in tokens, with the tools' schemas and the mark that opens the policy's turn.
@@ -144,16 +146,6 @@ class ChatFormat:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _warn_where_tools_are_not_shown(self) -> None:
-        function = {"name": _PROBE_TOOL, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
-        messages = [{"role": "user", "content": "question"}]
-        schema = {"type": "function", "function": function}
-        if _PROBE not in render_dialogue(self.tokenizer, messages, tools=[schema], **self.options):
-            logger.warning(
-                "The chat template does not show the tools' schemas: unless the prompts describe the tools, the policy "
-                "does not know of them."
-            )
 
 
 def _dummies(calls: Sequence[str]) -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ class ChatExchange(Exchange):
     """A conversation in messages, written by a chat template.
 
     Args:
-        prompt: messages; nothing in them is changed.
+        prompt_ids: the prompt, with the mark that opens the policy's turn.
         tools, schemas: what the policy may call, and what it is told of it.
         responder: answers turns that call no tool.
     """
@@ -180,7 +180,7 @@ class ChatExchange(Exchange):
     def __init__(
         self,
         chat: ChatFormat,
-        prompt: Messages,
+        prompt_ids: list[int],
         tools: Tools,
         schemas: list[dict[str, Any]],
         *,
@@ -188,7 +188,7 @@ class ChatExchange(Exchange):
         max_tool_output_tokens: int | None,
         tool_timeout: float | None,
     ):
-        super().__init__(chat.prompt_ids(prompt, schemas))
+        super().__init__(prompt_ids)
         self._chat = chat
         self._tools = tools
         self._schemas = schemas

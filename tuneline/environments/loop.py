@@ -78,9 +78,9 @@ def run_conversations(
         ModelError: a chat template that cannot continue a conversation.
         RolloutError: the engine failed.
     """
-    shared = named_tools(tools)
+    shared = list(named_tools(tools).values())
     per_conversation: Sequence[Any] = [None] * len(conversations) if environments is None else environments
-    tool_sets = [shared | environment_tools(environment) for environment in per_conversation]
+    tool_sets = [named_tools([*shared, *environment_tools(one).values()]) for one in per_conversation]
     chat = ChatFormat(
         tokenizer,
         sampling.stop_token_ids,
@@ -90,13 +90,13 @@ def run_conversations(
     )
     answers = any(isinstance(environment, Responder) for environment in per_conversation)
     chat.check(has_tools=any(tool_sets), answers_as_user=answers)
-    schemas = _Schemas()
+    prompts = _Prompts(chat)
     exchanges: list[Exchange] = [
         ChatExchange(
             chat,
-            prompt,
+            prompts.ids_of(prompt, named, environment),
             named,
-            schemas.of(named, environment),
+            prompts.schemas_of(named, environment),
             responder=environment if isinstance(environment, Responder) else None,
             max_tool_output_tokens=max_tool_output_tokens,
             tool_timeout=tool_timeout,
@@ -170,14 +170,22 @@ def _let_policy_speak(
             exchanges[i].take_completion(completion)
 
 
-class _Schemas:
-    """Tool schemas, made once for each set of tools: instances of one environment class share theirs."""
+class _Prompts:
+    """Prompts and tool schemas, each made once: a group repeats its prompt, a class of environments its tools."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[type, tuple[str, ...]], list[dict[str, Any]]] = {}
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat = chat
+        self._schemas: dict[tuple, list[dict[str, Any]]] = {}
+        self._ids: dict[tuple, list[int]] = {}
 
-    def of(self, tools: dict[str, Callable[..., Any]], environment: Any) -> list[dict[str, Any]]:
-        key = (type(environment), tuple(tools))
-        if key not in self._known:
-            self._known[key] = tool_schemas(tools)
-        return self._known[key]
+    def schemas_of(self, tools: dict[str, Callable[..., Any]], environment: Any) -> list[dict[str, Any]]:
+        key = (type(environment), *tools)
+        if key not in self._schemas:
+            self._schemas[key] = tool_schemas(tools)
+        return self._schemas[key]
+
+    def ids_of(self, prompt: Messages, tools: dict[str, Callable[..., Any]], environment: Any) -> list[int]:
+        key = (repr(prompt), type(environment), *tools)
+        if key not in self._ids:
+            self._ids[key] = self._chat.prompt_ids(prompt, self.schemas_of(tools, environment))
+        return self._ids[key]
