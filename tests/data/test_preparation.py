@@ -144,3 +144,41 @@ def test_the_real_preferences_are_split_without_overlap():
     assert counts.train + counts.eval + counts.overlapping == 1496
     held_out = {prompt_key(row) for row in prepared.preferences.eval}
     assert without_answers_to(prepared.preferences.train, held_out) == prepared.preferences.train
+
+
+def test_without_preferences_demonstrations_give_prompts_and_test_set():
+    shown = [{"prompt": f"{i} + 1", "completion": f"so {i + 1}", "solution": str(i + 1)} for i in range(200)]
+    prepared = prepare_rows(source([*shown, shown[0] | {"completion": "1"}]), None, None, 0.2)
+    assert prepared.preferences.train == prepared.preferences.eval == []
+    assert "preferences" not in prepared.counts
+    assert prompts(prepared.test) == list(dict.fromkeys(prompts(prepared.demonstrations.eval)))
+    assert set(prepared.test[0]) == set(prepared.prompts[0]) == {"prompt", "solution"}
+    assert prompts(prepared.prompts) == list(dict.fromkeys(prompts(prepared.demonstrations.train)))
+    assert not set(prompts(prepared.prompts)) & set(prompts(prepared.test))
+
+
+def test_prompts_to_explore_keep_their_columns_and_are_none_that_is_held_out():
+    asked = [{"prompt": "3 + 1", "solution": "4"}]
+    explored = [{"prompt": f"{i} + 1", "tests": [f"f({i})"], "entry": "f"} for i in range(300)]
+    prepared = prepare_rows(
+        None, source(pairs(range(100))), source(asked), 0.3, prompts=source([*explored, explored[5]])
+    )
+    held_out = {"3 + 1", *prompts(prepared.preferences.eval), *prompts(prepared.demonstrations.eval)}
+    assert set(prompts(prepared.prompts)) == {row["prompt"] for row in explored} - held_out
+    assert prepared.prompts[-1] == explored[-1]
+    counts = prepared.counts["prompts"]
+    assert (counts.read, counts.duplicates, counts.overlapping) == (301, 1, len(held_out))
+    assert counts.train == len(prepared.prompts)
+
+
+def test_a_column_named_like_an_argument_of_reward_functions_is_refused():
+    with pytest.raises(DataError, match="field 'completions': is the name of what reward functions are given"):
+        prepare_rows(None, source(pairs(range(9))), None, 0.3, prompts=source([{"prompt": "a", "completions": "b"}]))
+
+
+def test_dialogues_are_explored_up_to_their_last_answer_and_text_is_not():
+    shown = [{"messages": [user(f"{i} + 1"), assistant("?"), user("Sure?"), assistant("yes")]} for i in range(50)]
+    prepared = prepare_rows(source(shown), None, None, 0.2)
+    assert prepared.prompts[0]["prompt"] == prepared.demonstrations.train[0]["messages"][:-1]
+    texts = [{"text": f"text number {i}"} for i in range(50)]
+    assert prepare_rows(source(texts), source(pairs(range(50))), None, 0.2).prompts == []

@@ -194,3 +194,29 @@ def test_real_preferences_are_prepared(tmp_path):
     assert row["prompt"][-1]["role"] == "user"
     assert row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant"
     assert len((prepared / "skipped.jsonl").read_text().splitlines()) == 1
+
+
+def test_worked_answers_are_prepared_in_chat_form_without_preferences(tmp_path):
+    shown = [{"question": f"{i} + {i}?", "answer": f"<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}"} for i in range(40)]
+    worked = {
+        "path": str(written(tmp_path, [*shown, {"question": "a?", "answer": "no idea"}])),
+        "columns": {"prompt": "question", "completion": "answer"},
+        "worked": {"ending": "\\boxed{{solution}}"},
+        "chat": True,
+        "system": "Work it out.",
+    }
+    options = {"demonstrations": worked, "preferences": None, "on_bad_rows": "skip", "eval_fraction": 0.2}
+    prepared, _, report = run(config("unused", **options), tmp_path)
+    (row,) = [row for row in read(prepared / "sft/train.parquet") if row["solution"] == "6"]
+    assert row["prompt"][0] == {"role": "system", "content": "Work it out."}
+    assert row["completion"] == [{"role": "assistant", "content": "6\n\\boxed{6}"}]
+    assert {"prompt", "solution"} == set(read(prepared / "grpo/train.parquet")[0])
+    assert read(prepared / "preference/train.parquet") == read(prepared / "preference/eval.parquet") == []
+    (bad,) = map(json.loads, (prepared / "skipped.jsonl").read_text().splitlines())
+    assert (bad["row"], bad["field"], bad["reason"]) == (41, "completion", "has no '####' with a solution behind it")
+    summary = json.loads((prepared / "summary.json").read_text())
+    assert set(summary["sources"]) == {"demonstrations", "prompts", "test"}
+    assert summary["sources"]["prompts"]["from"] == summary["sources"]["test"]["from"] == "demonstrations"
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["prompts/train"] == metrics["grpo/train/rows"] == metrics["demonstrations/train"]
+    assert "preference/train/rows" not in metrics

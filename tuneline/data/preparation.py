@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from tuneline.data.readers import BadRow, SourceRow, bad_rows_error
 from tuneline.data.splits import drop_duplicates, hold_out, prompt_key, without_answers_to
-from tuneline.data.validation import Row, Validator, demonstration, preference, question
+from tuneline.data.validation import Row, Validator, demonstration, preference, question, rewarded_question
 from tuneline.errors import DataError
 
 
@@ -40,7 +40,8 @@ class Prepared:
     """All rows of a line, and the account of them."""
 
     demonstrations: Split
-    preferences: Split
+    preferences: Split  # empty where there are none
+    prompts: list[Row]  # what is answered in training with rewards
     test: list[Row]
     counts: dict[str, Counts]
     bad: list[BadRow] = field(default_factory=list)
@@ -48,35 +49,40 @@ class Prepared:
 
 def prepare_rows(
     demonstrations: Iterable[SourceRow | BadRow] | None,
-    preferences: Iterable[SourceRow | BadRow],
+    preferences: Iterable[SourceRow | BadRow] | None,
     test: Iterable[SourceRow | BadRow] | None,
     eval_fraction: float,
     on_bad_rows: str = "error",
+    prompts: Iterable[SourceRow | BadRow] | None = None,
 ) -> Prepared:
     """Check, deduplicate and split the rows of the sources.
 
-    No row to train on answers a held-out prompt, of whichever source.
+    No row to train on answers a held-out prompt, of whichever source, and no prompt to train on is one.
 
     Args:
         demonstrations: None takes the chosen answers of the preferences.
-        test: None takes the held-out prompts of the preferences.
+        preferences: None leaves them out.
+        test: None takes the held-out prompts of the preferences, or of the demonstrations where there are none.
         on_bad_rows: `error`, or `skip`, which leaves them out and hands them back.
+        prompts: None takes those of the demonstrations to train on; a text that is no answer to anything has none.
 
     Raises:
         DataError: there are bad rows and they are not to be skipped; or nothing is left to train on, or to hold out.
     """
-    counts = {"preferences": Counts(), "demonstrations": Counts(), "test": Counts()}
+    assert demonstrations is not None or preferences is not None
+    names = (*(["preferences"] if preferences is not None else []), "demonstrations", "prompts", "test")
+    counts = {name: Counts() for name in names}
     bad: list[BadRow] = []
-    pairs = _checked(preferences, Validator(preference), counts["preferences"], bad)
-    different = [row for row in pairs if row["chosen"] != row["rejected"]]
-    counts["preferences"].identical_sides = len(pairs) - len(different)
-    pairs = _unique(different, counts["preferences"])
+    sources: dict[str, list[Row]] = {}
+    if preferences is not None:
+        sources["preferences"] = _pairs(preferences, counts["preferences"], bad)
     if demonstrations is None:
-        shown = [_chosen_alone(row) for row in pairs]
+        shown = [_chosen_alone(row) for row in sources["preferences"]]
         counts["demonstrations"].read = len(shown)
     else:
         shown = _checked(demonstrations, Validator(demonstration), counts["demonstrations"], bad)
-    shown = _unique(shown, counts["demonstrations"])
+    sources["demonstrations"] = _unique(shown, counts["demonstrations"])
+    explored = _checked(prompts or [], Validator(rewarded_question), counts["prompts"], bad)
     asked = [] if test is None else _checked(test, Validator(question), counts["test"], bad)
     asked = _one_a_prompt(asked, counts["test"])
     if bad and on_bad_rows == "error":
@@ -84,25 +90,56 @@ def prepare_rows(
         raise bad_rows_error(bad, remedy)
 
     held_out = {prompt_key(row) for row in asked}
-    sources = {"preferences": pairs, "demonstrations": shown}
-    splits: dict[str, Split] = {}
-    for name, rows in sources.items():
-        kept = without_answers_to(rows, held_out)
-        counts[name].overlapping = len(rows) - len(kept)
-        splits[name] = Split(*hold_out(kept, eval_fraction))
+    splits = _split(sources, held_out, eval_fraction, counts)
     held_out |= {prompt_key(row) for split in splits.values() for row in split.eval}
     for name, split in splits.items():
-        kept = without_answers_to(split.train, held_out)
-        counts[name].overlapping += len(split.train) - len(kept)
-        split.train = kept
+        split.train = _apart(split.train, held_out, counts[name])
         counts[name].train, counts[name].eval = len(split.train), len(split.eval)
+    if prompts is None:
+        explored = list(_questions(splits["demonstrations"].train))
+        counts["prompts"].read = len(explored)
+    explored = _apart(_one_a_prompt(explored, counts["prompts"]), held_out, counts["prompts"])
+    counts["prompts"].train = len(explored)
     if test is None:
-        counts["test"].read = len(splits["preferences"].eval)
-        questions = [{name: row[name] for name in row if name != "margin"} for row in splits["preferences"].eval]
+        questions = list(_questions((splits.get("preferences") or splits["demonstrations"]).eval))
+        counts["test"].read = len(questions)
         asked = _one_a_prompt(questions, counts["test"])
     counts["test"].eval = len(asked)
-    _check_filled(splits, asked, counts)
-    return Prepared(splits["demonstrations"], splits["preferences"], asked, counts, bad)
+    _check_filled(splits, asked, explored if prompts is not None else None, counts)
+    return Prepared(splits["demonstrations"], splits.get("preferences", Split([], [])), explored, asked, counts, bad)
+
+
+def _pairs(rows: Iterable[SourceRow | BadRow], counts: Counts, bad: list[BadRow]) -> list[Row]:
+    pairs = _checked(rows, Validator(preference), counts, bad)
+    different = [row for row in pairs if row["chosen"] != row["rejected"]]
+    counts.identical_sides = len(pairs) - len(different)
+    return _unique(different, counts)
+
+
+def _split(
+    sources: dict[str, list[Row]], held_out: set[str], eval_fraction: float, counts: dict[str, Counts]
+) -> dict[str, Split]:
+    return {
+        name: Split(*hold_out(_apart(rows, held_out, counts[name]), eval_fraction)) for name, rows in sources.items()
+    }
+
+
+def _apart(rows: list[Row], held_out: set[str], counts: Counts) -> list[Row]:
+    """The rows that answer, or ask, nothing that is held out."""
+    kept = without_answers_to(rows, held_out)
+    counts.overlapping += len(rows) - len(kept)
+    return kept
+
+
+def _questions(rows: Iterable[Row]) -> Iterable[Row]:
+    """What rows with an answer ask; text alone asks nothing."""
+    for row in rows:
+        if "messages" in row:
+            last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
+            if last:
+                yield {"prompt": row["messages"][:last], **_further(row)}
+        elif "prompt" in row:
+            yield {name: row[name] for name in row if name not in ("completion", "margin")}
 
 
 def _checked(rows: Iterable[SourceRow | BadRow], check: Validator, counts: Counts, bad: list[BadRow]) -> list[Row]:
@@ -133,12 +170,17 @@ def _one_a_prompt(rows: list[Row], counts: Counts) -> list[Row]:
 
 
 def _chosen_alone(row: Row) -> Row:
-    further: Row = {name: row[name] for name in ("task", "tools") if name in row}
-    return {"prompt": row["prompt"], "completion": row["chosen"], **further}
+    return {"prompt": row["prompt"], "completion": row["chosen"], **_further(row)}
 
 
-def _check_filled(splits: dict[str, Split], asked: list[Row], counts: dict[str, Counts]) -> None:
-    left = {"test": asked}
+def _further(row: Row) -> Row:
+    return {name: row[name] for name in ("task", "solution", "tools") if name in row}
+
+
+def _check_filled(
+    splits: dict[str, Split], asked: list[Row], explored: list[Row] | None, counts: dict[str, Counts]
+) -> None:
+    left = {"test": asked} if explored is None else {"test": asked, "prompts, to train on": explored}
     for name, split in splits.items():
         left |= {f"{name}, to train on": split.train, f"{name}, to hold out": split.eval}
     for what, rows in left.items():

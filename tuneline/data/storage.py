@@ -43,7 +43,9 @@ def content_hash(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _schema(rows: Sequence[dict[str, Any]], where: str) -> pa.Schema:
-    """The types that fit all rows; a field of a message that some rows lack is null in these."""
+    """The types that fit all rows; a field of a message that some rows lack is null in these. No rows, no columns."""
+    if not rows:
+        return pa.schema([])
     names = list({name: None for row in rows for name in row})
     schemas = []
     for batch in _batches(rows):

@@ -1,7 +1,8 @@
-"""Verifiable problems made on the machine: noisy demonstrations, preference pairs and test problems, in chat form.
+"""Verifiable problems made on the machine: noisy demonstrations, preference pairs, problems to explore and to test.
 
-Which of the three a problem can be part of is decided by a hash of the problem alone, so no problem is in two of them,
-whatever their sizes, tasks and seeds. The same arguments give the same rows.
+Which of them a problem can be part of is decided by a hash of the problem alone, so no problem to learn from is in the
+test set, and none of the demonstrations elsewhere, whatever their sizes, tasks and seeds; problems to explore are drawn
+from those of the preferences. The same arguments give the same rows, in chat form.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from datasets import Dataset
 from tuneline.data.synthetic_tasks import TASKS, Problem
 from tuneline.errors import ConfigError
 
-Role = Literal["demonstrations", "preferences", "test"]
+Role = Literal["demonstrations", "preferences", "prompts", "test"]
 Row = dict[str, Any]
 
 # A problem's hash falls into one of ten shares.
-_SHARES: dict[Role, range] = {"test": range(2), "demonstrations": range(2, 6), "preferences": range(6, 10)}
+_SHARES: dict[Role, range] = {
+    "test": range(2),
+    "demonstrations": range(2, 6),
+    "preferences": range(6, 10),
+    "prompts": range(6, 10),
+}
 _DRAWS_A_ROW = 200  # a task with fewer problems than rows asked for shows by drawing known ones again and again
 
 
@@ -55,8 +61,8 @@ def make_rows(
     """Rows of one set: the tasks in turns, no question twice.
 
     Args:
-        role: `demonstrations` have a prompt and a completion, `preferences` a right and a wrong answer, `test` the
-            solution.
+        role: `demonstrations` have a prompt and a completion, `preferences` a right and a wrong answer,
+            `prompts` and `test` the solution.
         tasks: names among `TASKS`; None takes all.
         noise: share of the demonstrations that give a wrong answer, in 0..1. The wrong answers of demonstrations and of
             preferences are mistakes of the same kinds.
@@ -93,6 +99,7 @@ def _solution(problem: Problem, noise: float, random: Random) -> Row:
 _ANSWERS: dict[Role, Callable[[Problem, float, Random], Row]] = {
     "demonstrations": _demonstration,
     "preferences": _preference,
+    "prompts": _solution,
     "test": _solution,
 }
 

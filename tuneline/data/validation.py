@@ -16,7 +16,9 @@ from tuneline.data.dialogues import is_marked_dialogue, prompt_turns, split_turn
 from tuneline.data.formats import Messages, extract_prompt, is_messages, is_sharegpt, to_messages
 from tuneline.data.readers import BadRow, SourceRow
 
-_OPTIONAL = ("task", "solution", "tools")
+_CONTENT = ("prompt", "completion", "chosen", "rejected", "margin", "messages", "text")
+_NOT_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+_READ_OF_QUESTIONS = ("prompt", "messages", "conversations", "completion", "chosen", "rejected", "margin")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Row = dict[str, Any]
 
@@ -41,7 +43,7 @@ class Validator:
         try:
             converted = self.convert(row.values)
             _check_unicode(converted)
-            columns = {name: _notation(value) for name, value in converted.items() if name not in _OPTIONAL}
+            columns = {name: _notation(value) for name, value in converted.items() if name in _CONTENT}
             if self._columns is None:
                 self._columns = columns
             elif columns != self._columns:
@@ -60,7 +62,7 @@ def demonstration(values: Row) -> Row:
     """
     if values.get("prompt") is not None or values.get("completion") is not None:
         prompt, completion = _prompt_with(values, "completion")
-        return {"prompt": prompt, "completion": completion} | _named(values, "task") | _tools(values)
+        return {"prompt": prompt, "completion": completion} | _named(values, "task", "solution") | _tools(values)
     for field in ("messages", "conversations", "text"):
         if (value := values.get(field)) is None:
             continue
@@ -70,7 +72,7 @@ def demonstration(values: Row) -> Row:
         if not any(message["role"] == "assistant" for message in messages):
             raise UnfitError(field, "has no turn of the assistant to learn from")
         _check_filled(messages, field)
-        return {"messages": messages} | _tools(values)
+        return {"messages": messages} | _named(values, "task", "solution") | _tools(values)
     raise UnfitError(None, f"has none of 'prompt', 'messages', 'conversations', 'text'; it has {_listed(values)}")
 
 
@@ -126,6 +128,20 @@ def question(values: Row) -> Row:
             prompt = _prompt(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
         return {"prompt": prompt} | _named(values, "task", "solution") | _tools(values)
     raise UnfitError("prompt", f"is missing; the row has {_listed(values)}")
+
+
+def rewarded_question(values: Row) -> Row:
+    """A row to ask and to reward: `prompt`, and every other column as it is, for a reward function to read.
+
+    Raises:
+        UnfitError: no prompt, one that is empty or malformed, or a column named as what a reward function is given.
+    """
+    for name in _NOT_COLUMNS:
+        if name in values:
+            raise UnfitError(name, "is the name of what reward functions are given; call the column something else")
+    asked = question({name: value for name, value in values.items() if name not in ("chosen", "rejected")})
+    further = {name: value for name, value in values.items() if name not in _READ_OF_QUESTIONS and name not in asked}
+    return asked | further
 
 
 def _prompt_with(values: Row, field: str) -> tuple[str | Messages, str | Messages]:
