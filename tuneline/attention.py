@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +48,24 @@ class _Call:
     num_segments: int
     num_queries: int
     num_seen: int
-    mask: Tensor | None  # (segments, 1, queries, seen), True where seen; None for plain causal attention
+    mask: Tensor | None  # (segments, 1, queries, seen), 0 where seen, else -inf; None for plain causal attention
+
+    def mask_as(self, dtype: torch.dtype) -> Tensor | None:
+        return None if self.mask is None else self.mask.to(dtype)
 
 
 class Segments:
     """Who sees whom in one row of trees, with the plan and the masks that all layers share."""
 
-    def __init__(self, bounds: Tensor, num_tokens: int):
-        """`bounds` is `PromptTrees.segments`, (segments, 4), in the order of the row."""
+    def __init__(self, bounds: Tensor, num_tokens: int, read: Tensor | None = None):
+        """`bounds` is `PromptTrees.segments`, (segments, 4), in the order of the row; `read` are the positions whose
+        last hidden state the head reads, None for all."""
         self.bounds = bounds
         self.num_tokens = num_tokens
+        self.read = None if read is None else read.unique()
+        # What each layer's attention gave, for a checkpointed layer's second forward pass, and gone after it. A layer
+        # that is not checkpointed keeps nothing here for longer than its graph does.
+        self.kept: dict[nn.Module, list[_Attended]] = {}
         self._plans: dict[int | None, _Plan] = {}
         self._block_masks: dict[int | None, Any] = {}
 
@@ -117,7 +125,8 @@ class _Plan:
                 seen.append(_filled(keys, num_seen))
                 written.append((own, offset))
                 offset += num_queries
-            is_causal = len(group) == 1 and num_queries == num_seen and (window is None or num_seen <= window)
+            # what rows are filled up with lies behind their tokens, where causal attention does not look
+            is_causal = not _continues(group[0]) and (window is None or num_seen <= window)
             mask = None if is_causal else _mask([(len(o), len(k)) for o, k in rows], num_queries, num_seen, window)
             self.calls.append(
                 _Call(len(group), num_queries, num_seen, mask if mask is None else mask.to(bounds.device))
@@ -131,17 +140,19 @@ class _Plan:
 
 
 def _grouped(spans: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Segments in groups, so that filling up costs less than the calls it saves."""
-    by_size = sorted(spans, key=lambda span: (_num_seen(span), span[1] - span[0]))
+    """Segments in groups, so that filling up costs less than the calls it saves. Those that continue a prompt are
+    apart from those that do not, which need no mask and cost half."""
+    by_size = sorted(spans, key=lambda span: (_continues(span), _num_seen(span), span[1] - span[0]))
     group: list[tuple[int, int, int, int]] = []
     widest = 0
     for span in by_size:
         own, seen = span[1] - span[0], _num_seen(span)
         wider = max(widest, own)
         last = _num_seen(group[-1]) if group else 0
-        together = (len(group) + 1) * wider * seen
-        apart = len(group) * widest * last + own * seen + _PAIRS_A_CALL
-        if group and together > apart:
+        pairs = 1.0 if _continues(span) else 0.5
+        together = pairs * (len(group) + 1) * wider * seen
+        apart = pairs * (len(group) * widest * last + own * seen) + _PAIRS_A_CALL
+        if group and (together > apart or _continues(span) != _continues(group[0])):
             yield group
             group, wider = [], own
         group.append(span)
@@ -150,16 +161,22 @@ def _grouped(spans: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[int,
         yield group
 
 
+def _continues(span: tuple[int, int, int, int]) -> bool:
+    """Whether a segment sees a prompt before itself."""
+    start, _, prompt_start, _ = span
+    return start != prompt_start
+
+
 def _num_seen(span: tuple[int, int, int, int]) -> int:
     start, end, prompt_start, prompt_end = span
-    return end - start + (prompt_end - prompt_start if start != prompt_start else 0)
+    return end - start + (prompt_end - prompt_start if _continues(span) else 0)
 
 
 def _tokens_of(span: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
     """The tokens of a segment, and those that its last token sees."""
     start, end, prompt_start, prompt_end = span
     own = torch.arange(start, end)
-    return own, own if start == prompt_start else torch.cat([torch.arange(prompt_start, prompt_end), own])
+    return own, torch.cat([torch.arange(prompt_start, prompt_end), own]) if _continues(span) else own
 
 
 def _filled(tokens: Tensor, length: int) -> Tensor:
@@ -173,7 +190,7 @@ def _mask(sizes: list[tuple[int, int]], num_queries: int, num_seen: int, window:
     mask = key <= query
     if window is not None:
         mask = mask & (query - key < window)
-    return mask[:, None]
+    return torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[:, None]
 
 
 def tree_attention(
@@ -198,43 +215,99 @@ def tree_attention(
             query, key, value, block_mask=segments.block_mask(sliding_window), scale=scaling, enable_gqa=True
         )
         return output.transpose(1, 2).contiguous(), None
-    return _attend_by_group(query, key, value, segments, scaling, dropout, sliding_window), None
+    kept = segments.kept.pop(module, None) if _in_backward() else None
+    output, attended = _attend_by_group(query, key, value, segments.plan(sliding_window), scaling, dropout, kept)
+    if torch.is_grad_enabled() and not dropout and not _in_backward():
+        segments.kept[module] = attended
+    return output, None
+
+
+def _in_backward() -> bool:
+    """Whether this is the second forward pass of a checkpointed layer, which runs within the backward pass."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _attend_by_group(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    segments: Segments,
+    plan: _Plan,
     scaling: float | None,
     dropout: float,
-    window: int | None,
-) -> Tensor:
+    kept: list[_Attended] | None,
+) -> tuple[Tensor, list[_Attended]]:
     """(1, tokens, heads, head size): one call a group of segments; tokens are gathered once for all calls."""
-    plan = segments.plan(window)
     heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     queries, keys, values = (
         x[0].transpose(0, 1).reshape(x.shape[2], -1).index_select(0, tokens)
         for x, tokens in ((query, plan.queries), (key, plan.seen), (value, plan.seen))
     )
     queries_by_call = queries.split([call.num_segments * call.num_queries for call in plan.calls])
     seen_by_call = [call.num_segments * call.num_seen for call in plan.calls]
-    outputs = []
-    for call, q, k, v in zip(
-        plan.calls, queries_by_call, keys.split(seen_by_call), values.split(seen_by_call), strict=True
+    outputs, attended = [], []
+    for i, (call, q, k, v) in enumerate(
+        zip(plan.calls, queries_by_call, keys.split(seen_by_call), values.split(seen_by_call), strict=True)
     ):
-        output = F.scaled_dot_product_attention(
-            q.view(call.num_segments, call.num_queries, heads, size).transpose(1, 2),
-            k.view(call.num_segments, call.num_seen, kv_heads, size).transpose(1, 2),
-            v.view(call.num_segments, call.num_seen, kv_heads, size).transpose(1, 2),
-            attn_mask=call.mask,
-            is_causal=call.mask is None,
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=heads != kv_heads,
-        )
+        q = q.view(call.num_segments, call.num_queries, heads, size).transpose(1, 2)
+        k = k.view(call.num_segments, call.num_seen, kv_heads, size).transpose(1, 2)
+        v = v.view(call.num_segments, call.num_seen, kv_heads, size).transpose(1, 2)
+        mask = call.mask_as(q.dtype)
+        if dropout:
+            output = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, mask is None, scale=scaling, enable_gqa=heads != kv_heads
+            )
+        else:
+            output, log_normaliser = _Attend.apply(q, k, v, mask, scaling, kept[i] if kept else None)
+            attended.append(_Attended(output.detach(), log_normaliser))
         outputs.append(output.transpose(1, 2).reshape(-1, heads * size))
-    return torch.cat(outputs).index_select(0, plan.outputs).view(1, -1, heads, size)
+    return torch.cat(outputs).index_select(0, plan.outputs).view(1, -1, heads, size), attended
+
+
+class _Attended(NamedTuple):
+    output: Tensor  # (segments, heads, queries, head size)
+    log_normaliser: Tensor  # (segments, heads, queries)
+
+
+class _Attend(torch.autograd.Function):
+    """`scaled_dot_product_attention` on a CPU, that takes the result of a first forward pass instead of computing it
+    again. Without a mask it is causal."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        kept: _Attended | None,
+    ) -> tuple[Tensor, Tensor]:
+        output, log_normaliser = kept or torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, mask is None, attn_mask=mask, scale=scale
+        )
+        ctx.save_for_backward(query, key, value, mask, output, log_normaliser)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(log_normaliser)
+        return output, log_normaliser
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, output, log_normaliser = ctx.saved_tensors
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_output,
+            query,
+            key,
+            value,
+            output,
+            log_normaliser,
+            0.0,
+            mask is None,
+            attn_mask=mask,
+            scale=ctx.scale,
+        )
+        return *grads, None, None, None
 
 
 @cache

@@ -50,7 +50,7 @@ def token_logprobs(
     head = output_head(model)
     if not isinstance(head, TargetHead):
         return _padded_logprobs(model, trees, question, router)
-    segments = Segments(trees.segments, trees.num_tokens)
+    segments = Segments(trees.segments, trees.num_tokens, read=trees.target_positions)
     with head.asked(question), reading_trees():
         output = model(
             input_ids=trees.input_ids,

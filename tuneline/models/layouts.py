@@ -16,6 +16,7 @@ from tuneline.attention import TREE_ATTENTION
 from tuneline.errors import ModelError
 from tuneline.heads import ScoreHead, TargetHead
 from tuneline.logging import get_logger
+from tuneline.models.last_layer import narrow_last_layer
 
 logger = get_logger(__name__)
 
@@ -57,6 +58,7 @@ def prepare_for_trees(model: nn.Module) -> bool:
             f"read directly; leave {head_name!r} out of the adapter's target_modules and modules_to_save, and out of "
             "quantisation."
         )
+    narrow_last_layer(base)
     logger.info("%s reads prompt trees", type(base).__name__)
     return True
 
