@@ -37,7 +37,7 @@ class RowCache(Cache):
     def fill(self, row: int, prompt: list[tuple[Tensor, Tensor]]) -> None:
         """Put a prompt's keys and values, a layer each (kv heads, tokens, head size), at the start of a row."""
         for layer, (keys, values) in zip(self.layers, prompt, strict=True):
-            layer.lazy_initialization(keys, values)
+            layer.reach(keys.shape[1], keys, values)
             layer.keys[row, :, : keys.shape[1]] = keys
             layer.values[row, :, : values.shape[1]] = values
 
@@ -73,22 +73,33 @@ class _Rows(CacheLayerMixin):
         super().__init__()
         self.is_initialized = False
         self.num_rows, self.capacity = num_rows, capacity
+        self.num_columns = 0  # in use so far
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         if self.is_initialized:
             return
         heads, _, size = key_states.shape[-3:]
-        # Zeros, as what is masked must still be finite; the system gives memory only to pages that are written.
-        self.keys = key_states.new_zeros(self.num_rows, heads, self.capacity, size)
-        self.values = value_states.new_zeros(self.num_rows, heads, self.capacity, value_states.shape[-1])
+        # The system gives memory only to pages that are written, so that room never reached costs none.
+        self.keys = key_states.new_empty(self.num_rows, heads, self.capacity, size)
+        self.values = value_states.new_empty(self.num_rows, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
+
+    def reach(self, width: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Make `width` columns usable: what is masked must still be finite."""
+        self.lazy_initialization(key_states, value_states)
+        if width > self.num_columns:
+            assert self.keys is not None
+            assert self.values is not None
+            self.keys[:, :, self.num_columns : width] = 0
+            self.values[:, :, self.num_columns : width] = 0
+            self.num_columns = width
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """(rows, kv heads, 1, head size) in; all columns up to the widest row out."""
-        self.lazy_initialization(key_states, value_states)
+        rows, columns, width = self.step
+        self.reach(width, key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        rows, columns, width = self.step
         self.keys[rows, :, columns] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[rows, :, columns] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]

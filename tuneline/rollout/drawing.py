@@ -1,4 +1,9 @@
-"""Draws a token for each row by inverting its distribution at one given number: no vocabulary of noise is made.
+"""Draws a token for each row by two races of exponentials: one of blocks of tokens, one inside the block that won.
+
+The first of independent exponentials to ring, each with its weight as its rate, is i with probability w_i / sum w: the
+Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv:1411.0030) on another scale. With blocks a token needs some
+hundred random numbers in place of a vocabulary of them. Unlike a walk along the cumulative distribution, whose steps
+are narrow where the vocabulary is large, rounding changes the outcome only where the two fastest are that close.
 
 Temperature, top-k, top-p, min-p and repetition penalty mean what they mean in transformers, in its order: penalty,
 temperature, top-k, top-p, min-p. Tokens that tie with the last one kept are kept as well.
@@ -18,7 +23,7 @@ from torch import Tensor
 from tuneline.errors import ConfigError, RolloutError
 from tuneline.rollout.protocol import Sampling
 
-_BLOCK = 128  # tokens summed at once in float32; sums of blocks are added up in float64
+BLOCK = 128  # tokens of one block
 _LIKELIEST = 1024  # where top-p looks first, before it sorts more
 
 
@@ -64,20 +69,24 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Draw:
+def num_blocks(vocab_size: int) -> int:
+    return -(-vocab_size // BLOCK)
+
+
+def draw(logits: Tensor, exponentials: Tensor, sampling: Sampling) -> Draw:
     """A token a row; rows do not influence each other.
 
     Args:
         logits: (rows, vocab) float32, penalties applied.
-        uniforms: (rows,) float64 in [0, 1), where the cumulative distribution is inverted. Not read at temperature 0,
-            whose log-probabilities are those at temperature 1.
+        exponentials: (rows, num_blocks(vocab) + BLOCK) float64, above 0, standard exponential. Not read at temperature
+            0, whose log-probabilities are those at temperature 1.
 
     Raises:
         RolloutError: logits that are not finite.
     """
     if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
-    top_R1, likeliest_R1 = logits.max(-1, keepdim=True)
+    top_R1 = logits.amax(-1, keepdim=True)
     if not torch.isfinite(top_R1).all():
         raise RolloutError(
             "transformers engine: the model's logits are not finite, so nothing can be drawn; its weights have "
@@ -88,12 +97,16 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Draw:
     if sampling.cuts_support:
         kept = logits >= support_threshold(logits, weights, sampling)
         weights = weights.masked_fill_(~kept, 0.0)
-    blocks_RB, cumulative_RB = _blocks(weights)
-    ids_R1 = likeliest_R1
-    if sampling.temperature > 0:
-        ids_R1 = _invert(blocks_RB, cumulative_RB, uniforms[:, None])
-    log_total_R1 = cumulative_RB[:, -1:].log()
-    logprobs_R1 = (logits.gather(1, ids_R1) - top_R1).double() - log_total_R1
+    missing = -weights.shape[1] % BLOCK
+    blocks = (F.pad(weights, (0, missing)) if missing else weights).view(len(weights), -1, BLOCK)
+    masses_RB = blocks.sum(-1).double()
+    if sampling.temperature == 0:
+        ids_R1 = logits.argmax(-1, keepdim=True)
+    else:
+        block_R1 = (masses_RB / exponentials[:, :-BLOCK]).argmax(-1, keepdim=True)
+        inside = blocks.gather(1, block_R1[:, :, None].expand(-1, -1, BLOCK))[:, 0].double()
+        ids_R1 = block_R1 * BLOCK + (inside / exponentials[:, -BLOCK:]).argmax(-1, keepdim=True)
+    logprobs_R1 = (logits.gather(1, ids_R1) - top_R1).double() - masses_RB.sum(-1, keepdim=True).log()
     return Draw(ids_R1[:, 0], logprobs_R1[:, 0].float(), kept)
 
 
@@ -124,33 +137,3 @@ def support_threshold(logits: Tensor, weights: Tensor, sampling: Sampling) -> Te
         least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
         threshold = torch.maximum(threshold, least)
     return threshold
-
-
-def _blocks(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights as (rows, blocks, tokens), and (rows, blocks) float64, the sums up to the end of each block."""
-    missing = -weights.shape[1] % _BLOCK
-    if missing:
-        weights = F.pad(weights, (0, missing))
-    blocks = weights.view(len(weights), -1, _BLOCK)
-    return blocks, blocks.sum(-1).double().cumsum(-1)
-
-
-def _invert(blocks: Tensor, cumulative: Tensor, uniforms: Tensor) -> Tensor:
-    """(rows, 1): the first token whose cumulative weight is above the given share of the total.
-
-    Rounding can put that share at the end of a block or of the vocabulary; the last token of positive weight before
-    it is taken then, so nothing outside the support is ever drawn.
-    """
-    shares = uniforms * cumulative[:, -1:]
-    before = F.pad(cumulative[:, :-1], (1, 0))
-    block = _first(cumulative > shares, cumulative > before)
-    weights = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0].double()
-    inside = _first(weights.cumsum(-1) > shares - before.gather(1, block), weights > 0)
-    return block * _BLOCK + inside
-
-
-def _first(is_above: Tensor, is_possible: Tensor) -> Tensor:
-    """(rows, 1): the first column that is above, else the last possible one."""
-    size = is_above.shape[1]
-    last = size - 1 - is_possible.flip(-1).int().argmax(-1, keepdim=True)
-    return torch.where(is_above[:, -1:], is_above.int().argmax(-1, keepdim=True), last)

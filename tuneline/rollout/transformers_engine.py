@@ -2,10 +2,9 @@
 
 Prompts are read first, once each however many completions they have, those of like length together. Completions are
 then written side by side, a token each a step; one that is done leaves its row to the next in line. All randomness of
-a completion is one uniform number a token, from a Philox generator with its seed (Salmon et al. 2011,
-doi:10.1145/2063384.2063405), so that neither the batch nor what was drawn before has a part in it. What remains is the
-rounding of matrix products, which differs with the number of rows: in float32 it decides a draw in one of some million
-tokens.
+a completion comes from a Philox generator of its own (Salmon et al. 2011, doi:10.1145/2063384.2063405), so that the
+rest of the batch has no part in it. What remains is the rounding of matrix products, which differs with the number of
+rows: in float32 it decides one draw in some hundred thousand.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from transformers.cache_utils import DynamicCache
 
 from tuneline.errors import ConfigError, DataError
 from tuneline.rollout.cache import ROW_ATTENTION, RowCache
-from tuneline.rollout.drawing import check_sampling, draw, penalize_repetition
+from tuneline.rollout.drawing import BLOCK, check_sampling, draw, num_blocks, penalize_repetition
+from tuneline.rollout.products import fast_products
 from tuneline.rollout.protocol import Completion, Request, Sampling
 from tuneline.rollout.readable import readable_model
 
@@ -121,7 +121,7 @@ class _Row:
     is_finished: bool = False
 
     def __post_init__(self) -> None:
-        self.uniforms = np.random.Generator(np.random.Philox(self.seed)).random(self.limit)
+        self.generator = np.random.Generator(np.random.Philox(self.seed))
 
     @property
     def is_done(self) -> bool:
@@ -157,7 +157,7 @@ class _Writing:
         self.num_rows = engine.num_rows(sum(len(prompt.waiting) for prompt in prompts), capacity)
         text_config = engine.model.config.get_text_config()
         self.cache = RowCache(text_config.num_hidden_layers, self.num_rows, capacity)
-        self.window = text_config.sliding_window if hasattr(text_config, "sliding_window") else None
+        self.window = getattr(text_config, "sliding_window", None)
         self.layer_types = set(getattr(text_config, "layer_types", None) or ())
         self.rows: list[_Row] = []
         self.seen: Tensor | None = None  # (rows, vocab) bool, only for the repetition penalty
@@ -233,8 +233,7 @@ class _Writing:
         logits = output.logits[:, -1].float()
         if self.seen is not None:
             logits = penalize_repetition(logits, self.seen[: len(rows)], self.sampling.repetition_penalty)
-        uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64, device=self.device)
-        drawn = draw(logits, uniforms, self.sampling)
+        drawn = draw(logits, self._exponentials(logits.shape[1]), self.sampling)
         if self.seen is not None:
             self.seen[torch.arange(len(rows), device=self.device), drawn.ids] = True
         for row, token, logprob in zip(rows, drawn.ids.tolist(), drawn.logprobs.tolist(), strict=True):
@@ -247,6 +246,15 @@ class _Writing:
             for row, kept in zip(rows, drawn.kept.cpu(), strict=True):
                 assert row.support is not None
                 row.support.append(kept.nonzero()[:, 0].tolist())
+
+    def _exponentials(self, vocab: int) -> Tensor:
+        """The random numbers of this step, each row's from its own generator."""
+        noise = np.empty((len(self.rows), num_blocks(vocab) + BLOCK))
+        if self.sampling.temperature > 0:
+            for numbers, row in zip(noise, self.rows, strict=True):
+                row.generator.standard_exponential(out=numbers)
+            np.maximum(noise, np.finfo(noise.dtype).tiny, out=noise)
+        return torch.from_numpy(noise).to(self.device)
 
     def _mask(self, visible: Tensor, lengths: Tensor) -> Tensor | dict[str, Tensor]:
         """What the model is given as its mask: one, or one for each type of layer where they differ."""
@@ -286,7 +294,7 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
     model.eval()
     model.set_attn_implementation(ROW_ATTENTION)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fast_products(model.device):
             yield
     finally:
         model.set_attn_implementation(attention)
