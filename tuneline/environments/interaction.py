@@ -118,7 +118,7 @@ class Interaction:
             if not is_messages(row["prompt"]):
                 raise DataError(
                     f"With tools or environments a prompt is a list of messages, and one is "
-                    f"{str(row['prompt'])[:80]!r}; write it as [{'role': 'user', 'content': ...}]."
+                    f"{str(row['prompt'])[:80]!r}; write it as [{{'role': 'user', 'content': ...}}]."
                 )
         prompts = [list(row["prompt"]) for row in rows]
         environments = None
