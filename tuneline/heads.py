@@ -32,6 +32,7 @@ class Question:
     with_entropy: bool = False
     with_probability_mass: bool = False  # log of the summed squared probabilities, for WPO
     objective: Objective | None = None
+    support: Tensor | None = None  # (targets, kept) the tokens that could be drawn, see `token_logprobs`
 
 
 class TargetHead(nn.Linear):
@@ -81,6 +82,7 @@ class TargetHead(nn.Linear):
                 q.with_entropy,
                 q.with_probability_mass,
                 q.objective,
+                q.support,
                 torch.is_grad_enabled(),
             )
             with torch.no_grad():
@@ -111,6 +113,7 @@ class _AnswerTargets(torch.autograd.Function):
         with_entropy: bool,
         with_probability_mass: bool,
         objective: Objective | None,
+        support: Tensor | None,
         learns: bool,
     ) -> tuple[Tensor, ...]:
         T = len(target_ids)
@@ -123,6 +126,8 @@ class _AnswerTargets(torch.autograd.Function):
         for rows in _chunks(T, weight):
             ids = target_ids[rows, None]
             logits = _logits(hidden[rows], weight, bias, temperature)
+            if support is not None:
+                leave_out_of_support(logits, support[rows])
             top = logits.amax(1)
             target_logits = logits.gather(1, ids)[:, 0]
             unnormalised = (logits - top[:, None]).exp_()
@@ -143,7 +148,7 @@ class _AnswerTargets(torch.autograd.Function):
                     upstream.scatter_add_(1, ids, -weights[:, None])
                     grads.add(rows, upstream, temperature)
 
-        ctx.save_for_backward(hidden, weight, bias, target_ids, logprobs, entropies)
+        ctx.save_for_backward(hidden, weight, bias, target_ids, logprobs, entropies, support)
         ctx.temperature, ctx.with_entropy, ctx.objective, ctx.fused = temperature, with_entropy, objective, grads
         ctx.mark_non_differentiable(log_mass, is_top1)
         return logprobs, losses, entropies, log_mass, is_top1
@@ -152,8 +157,8 @@ class _AnswerTargets(torch.autograd.Function):
     def backward(
         ctx: Any, g_logprobs: Tensor, g_losses: Tensor, g_entropies: Tensor, *unused: Any
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target_ids, logprobs, entropies = ctx.saved_tensors
-        nothing = (None,) * 6
+        hidden, weight, bias, target_ids, logprobs, entropies, support = ctx.saved_tensors
+        nothing = (None,) * 7
         if ctx.fused is not None and _is_uniform(g_losses) and not (g_logprobs.any() or g_entropies.any()):
             return *ctx.fused.scaled(g_losses[0] if len(g_losses) else g_losses.sum()), *nothing
 
@@ -165,6 +170,8 @@ class _AnswerTargets(torch.autograd.Function):
         for rows in _chunks(len(target_ids), weight):
             ids = target_ids[rows, None]
             logits = _logits(hidden[rows], weight, bias, ctx.temperature)
+            if support is not None:
+                leave_out_of_support(logits, support[rows])
             log_normaliser = logits.gather(1, ids)[:, 0] - logprobs[rows]
             log_p = logits.sub_(log_normaliser[:, None])
             if ctx.with_entropy and g_entropies[rows].any():
@@ -212,6 +219,15 @@ class _Gradients:
 def _logits(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
     logits_TV = F.linear(hidden_TH, weight_VH, bias_V).float()
     return logits_TV if temperature == 1.0 else logits_TV.div_(temperature)
+
+
+def leave_out_of_support(logits_TV: Tensor, support: Tensor) -> None:
+    """Give what is not in `support` (targets, kept) no probability, in place.
+
+    The value is finite, since 0 * -inf would be NaN in an entropy.
+    """
+    kept = torch.zeros_like(logits_TV, dtype=torch.bool).scatter_(1, support, True)
+    logits_TV.masked_fill_(~kept, -1e30)
 
 
 def _chunks(num_targets: int, weight: Tensor) -> Iterator[slice]:

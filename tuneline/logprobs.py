@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneline.attention import Segments, reading_trees
-from tuneline.heads import Objective, Question, TargetHead
+from tuneline.heads import Objective, Question, TargetHead, leave_out_of_support
 from tuneline.losses.sft import dft_loss, nll_loss
 from tuneline.models.layouts import output_head, pad_token_id
 from tuneline.trees import PromptTrees, pad_out
@@ -35,6 +35,7 @@ def token_logprobs(
     with_probability_mass: bool = False,
     with_aux_loss: bool = False,
     objective: Objective | None = None,
+    support: Tensor | None = None,
 ) -> TargetLogprobs:
     """Log-probability of every target given what precedes it in its sequence.
 
@@ -42,11 +43,12 @@ def token_logprobs(
         model: a causal language model, wrapped or not (DDP, FSDP, PEFT), that went through `prepare_for_trees`.
         temperature: divides the logits.
         objective: a loss a target (`nll`, or `dft` of Wu et al. 2025, arXiv:2508.05629) whose summed gradient is made
-            in the
-            forward pass; a third less work in the head than through `logprobs`.
+            in the forward pass; a third less work in the head than through `logprobs`.
+        support: (targets, kept), the tokens that the sampler could have drawn, the target among them, a row filled up
+            by repeating one. Probabilities are then normalised over these alone.
     """
     router = {"output_router_logits": True} if with_aux_loss else {}
-    question = Question(trees.target_ids, temperature, with_entropy, with_probability_mass, objective)
+    question = Question(trees.target_ids, temperature, with_entropy, with_probability_mass, objective, support)
     head = output_head(model)
     if not isinstance(head, TargetHead):
         return _padded_logprobs(model, trees, question, router)
@@ -70,7 +72,11 @@ def _padded_logprobs(
     rows = pad_out(trees, pad_token_id(model))
     output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **router)
     raw = output.logits[rows.target_rows, rows.target_columns].float()  # (targets, vocab)
-    log_p = (raw / question.temperature).log_softmax(-1)
+    scaled = raw / question.temperature
+    if question.support is not None:
+        scaled = scaled.clone()
+        leave_out_of_support(scaled, question.support)
+    log_p = scaled.log_softmax(-1)
     logprobs = log_p.gather(1, trees.target_ids[:, None])[:, 0]
     zeros = torch.zeros_like(logprobs)
     match question.objective:

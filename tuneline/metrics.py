@@ -16,8 +16,8 @@ class Metrics:
     """Running means, minima and maxima between two log lines.
 
     A mean is over all values recorded, each with the same weight: values of a longer micro-batch count for more, so
-    that metrics, like losses, do not depend on how a batch was cut. Names that start with `min_` or `max_` take the
-    minimum or maximum.
+    that metrics, like losses, do not depend on how a batch was cut. Where the last part of a name says min or max
+    (`min_reward`, `completions/max_length`, `clip_ratio/low_min`) it takes the minimum or maximum.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class Metrics:
         With `counted=False` the names are made known and the values left out: processes must flush the same names.
         """
         for name, value in values.items():
-            if name.startswith(("min_", "max_")):
+            sign = _sign_of_extreme(name)
+            if sign:
                 assert isinstance(value, Tensor)
-                sign = -1.0 if name.startswith("min_") else 1.0
-                extreme = (sign * value.detach().float()).amax()
-                if not counted:
-                    extreme = torch.full_like(extreme, -torch.inf)
+                nothing = value.new_full((1,), -torch.inf, dtype=torch.float32)
+                values = sign * value.detach().float().flatten() if counted else nothing
+                extreme = torch.cat([values, nothing]).amax()
                 known = self._extremes.get(name)
                 self._extremes[name] = extreme if known is None else torch.maximum(known, extreme)
                 continue
@@ -62,7 +62,16 @@ class Metrics:
         if extremes:
             own = torch.stack([self._extremes[n] for n in extremes]).to(accelerator.device)
             top = accelerator.gather(own[None]).amax(0).tolist()
-            logged |= {n: -v if n.startswith("min_") else v for n, v in zip(extremes, top, strict=True)}
+            logged |= {n: _sign_of_extreme(n) * v for n, v in zip(extremes, top, strict=True) if v > -torch.inf}
         for recorded in (self._sums, self._counts, self._extremes):
             recorded.clear()
         return logged
+
+
+def _sign_of_extreme(name: str) -> float:
+    """-1 for the name of a minimum, 1 for that of a maximum, 0 for that of a mean."""
+    words = name.rpartition("/")[2].split("_")
+    for word, sign in (("min", -1.0), ("max", 1.0)):
+        if word in (words[0], words[-1]):
+            return sign
+    return 0.0

@@ -52,13 +52,14 @@ class Reference:
             self.model = _prepared(model, trainer)
 
     @torch.no_grad()
-    def logprobs(self, trees: PromptTrees) -> Tensor:
-        """(targets,), float32."""
+    def logprobs(self, trees: PromptTrees, temperature: float = 1.0, support: Tensor | None = None) -> Tensor:
+        """(targets,), float32; see `token_logprobs`."""
         if self.model is not None:
-            return token_logprobs(self.model, trees).logprobs
+            return token_logprobs(self.model, trees, temperature=temperature, support=support).logprobs
         policy = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
         with _as_reference(policy):
-            return token_logprobs(self.trainer.model_wrapped, trees).logprobs
+            wrapped = self.trainer.model_wrapped
+            return token_logprobs(wrapped, trees, temperature=temperature, support=support).logprobs
 
 
 @contextmanager
