@@ -284,6 +284,21 @@ def test_the_extremes_of_vespo_are_weights_of_zero():
     assert_close(phi, torch.zeros(4), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("loss_type", "level"), EVERY_LOSS)
+def test_ratios_beyond_a_floats_range_leave_loss_and_gradient_finite(loss_type, level):
+    old = torch.full((5,), -120.0)
+    new = torch.tensor([-1e-3, -200.0, -1e-3, -1e-3, -1e-3], requires_grad=True)  # e^89 is infinite
+    advantages = torch.tensor([1.0, -1.0])
+    for sign in (1, -1):
+        loss = policy_loss(
+            new, old, sign * advantages[IDS], IDS, 2, loss_type=loss_type, importance_sampling_level=level
+        )
+        new.grad = None
+        loss.losses.sum().backward()
+        assert torch.isfinite(loss.losses).all()
+        assert torch.isfinite(new.grad).all()
+
+
 def test_advantages_may_differ_within_a_sequence():
     advantages = torch.tensor([1.0, -1.0, 0.5, 2.0, 0.0], dtype=torch.float64)
     for loss_type in LOSS_TYPES:
@@ -318,5 +333,7 @@ def test_unknown_names_are_refused_everywhere():
         token_weights("ppo", IDS, 2)
     with pytest.raises(ValueError, match="loss_type='ppo'"):
         num_items("ppo", 5, 2, 10)
+    with pytest.raises(ValueError, match="sampler_ratio_level='word'"):
+        policy_loss(NEW, OLD, ADVANTAGES[IDS], IDS, 2, sampler_ratios=torch.ones(5), sampler_ratio_level="word")
     with pytest.raises(ValueError, match="estimator='k4'"):
         kl_penalty(NEW, REF, "k4")

@@ -36,8 +36,10 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 # The recommendation of ScaleRL, Khatri et al. 2025, arXiv:2510.13786.
 CISPO_CAP = 5.0
 
-# VESPO's bounds: a log-ratio of a token, and the log of the least weight of a sequence.
+# Past this a ratio is cut, and its gradient with it. Its exponential could be infinite in float32, and what is infinite
+# has a gradient that is no number even where a clip throws it away.
 _MAX_LOG_RATIO = 20.0
+# The log of the least weight that VESPO gives a sequence.
 _MIN_LOG_WEIGHT = math.log(1e-8)
 
 
@@ -109,6 +111,8 @@ def policy_loss(
         sapo_temperature_pos=sapo_temperature_pos,
         sapo_temperature_neg=sapo_temperature_neg,
     )
+    if sampler_ratio_level not in ("token", "sequence"):
+        raise ValueError(_unknown("sampler_ratio_level", sampler_ratio_level, ("token", "sequence")))
     log_ratios = logprobs - old_logprobs
     ratios = importance_ratios(logprobs, old_logprobs, sequence_ids, num_sequences, importance_sampling_level)
     is_low = is_high = torch.zeros_like(advantages, dtype=torch.bool)
@@ -159,13 +163,14 @@ def importance_ratios(
     log_ratios = logprobs - old_logprobs
     match level:
         case "token":
-            return log_ratios.exp()
+            levelled = log_ratios
         case "sequence":
-            return means_by_sequence(log_ratios, sequence_ids, num_sequences).exp()[sequence_ids]
+            levelled = means_by_sequence(log_ratios, sequence_ids, num_sequences)[sequence_ids]
         case "sequence_sum":
-            return sums_by_sequence(log_ratios, sequence_ids, num_sequences).exp()[sequence_ids]
+            levelled = sums_by_sequence(log_ratios, sequence_ids, num_sequences)[sequence_ids]
         case _:
             raise ValueError(_unknown("importance_sampling_level", level, IMPORTANCE_SAMPLING_LEVELS))
+    return levelled.clamp(max=_MAX_LOG_RATIO).exp()
 
 
 def token_weights(loss_type: str, sequence_ids: Tensor, num_sequences: int) -> Tensor:
@@ -296,7 +301,7 @@ def _gmpo_losses(
     counted = torch.ones_like(log_ratios) if mask is None else mask.to(log_ratios.dtype)
     num_counted = sums_by_sequence(counted, sequence_ids, num_sequences)
     means = sums_by_sequence(clipped * counted, sequence_ids, num_sequences) / num_counted.clamp(min=1)
-    sequence_ratios = means.exp() * (num_counted > 0)
+    sequence_ratios = means.clamp(max=_MAX_LOG_RATIO).exp() * (num_counted > 0)
     return -sequence_ratios[sequence_ids] * advantages
 
 

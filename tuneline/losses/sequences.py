@@ -8,7 +8,8 @@ from torch import Tensor
 
 def target_counts(sequence_ids: Tensor, num_sequences: int) -> Tensor:
     """(sequences,): the number of targets of each sequence, from `sequence_ids` (targets,)."""
-    return torch.bincount(sequence_ids, minlength=num_sequences)
+    # not bincount, which makes the host wait for the device
+    return sequence_ids.new_zeros(num_sequences).index_add(0, sequence_ids, torch.ones_like(sequence_ids))
 
 
 def sums_by_sequence(values: Tensor, sequence_ids: Tensor, num_sequences: int) -> Tensor:
