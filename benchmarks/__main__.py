@@ -1,4 +1,4 @@
-"""`python -m benchmarks dpo|sft|reward`: the same training with TRL and with tuneline, and what each took."""
+"""`python -m benchmarks dpo|sft|reward|generation`: the same work with TRL and with tuneline, and what each took."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 import tuneline
+from benchmarks import generation
 from benchmarks.report import table_of
 from benchmarks.runs import ROOT, SIDES, compare
 from benchmarks.workload import KINDS, Workload
@@ -25,10 +26,11 @@ LOSS_TOLERANCE = 1e-3  # relative; separate sums in float32 drift apart as train
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
     console = Console(stderr=True)
     try:
-        return _run(arguments, console)
+        if sys.argv[1:2] == ["generation"]:  # trains nothing, and takes other options
+            return generation.main(sys.argv[2:], console)
+        return _run(_parser().parse_args(), console)
     except TunelineError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
         return 2
@@ -76,7 +78,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, epilog="generation has options of its own"
+    )
     parser.add_argument("kind", choices=KINDS)
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--rows", type=int, default=128, help="rows to measure, pairs or texts (default 128)")

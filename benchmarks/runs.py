@@ -73,14 +73,14 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "workload.json").write_text(json.dumps(asdict(workload)), encoding="utf-8")
     say("preparing model, tokenizer and rows")
-    _python("prepare", ["-m", "benchmarks.prepare"], folder)
+    run_python("prepare", ["-m", "benchmarks.prepare"], folder)
     work = Work(**json.loads((folder / "work.json").read_text(encoding="utf-8")))
 
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for turn in range(repeats):
         # what changes on the machine over time should not fall on one side alone
         for side in sides if turn % 2 == 0 else reversed(sides):
-            peak = json.loads(_python("peak", ["-m", "benchmarks.peak"], folder))
+            peak = json.loads(run_python("peak", ["-m", "benchmarks.peak"], folder))
             run = _train(side, workload.kind, folder, turn)
             if run["num_tokens"] != work.real_tokens:
                 raise StageError(
@@ -103,11 +103,16 @@ def _train(side: str, kind: str, folder: Path, turn: int) -> dict[str, Any]:
     script = folder / f"{kind}_{side}.py"
     script.write_text(text.replace("from trl import ", f"from {side} import "), encoding="utf-8")
     result = folder / f"{kind}_{side}_{turn}.json"
-    _python(side, [str(script)], folder, result)
+    run_python(side, [str(script)], folder, result)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _python(name: str, arguments: list[str], folder: Path, result: Path | None = None) -> str:
+def run_python(name: str, arguments: list[str], folder: Path, result: Path | None = None) -> str:
+    """What a Python process of this side wrote to its output.
+
+    Raises:
+        StageError: it failed; the message holds the end of what it wrote.
+    """
     environment = {
         "OMP_WAIT_POLICY": "passive",  # for both sides: spinning threads crawl beside a busy neighbour
         **os.environ,
