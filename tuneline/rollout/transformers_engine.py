@@ -79,9 +79,9 @@ class TransformersEngine:
         check_sampling(sampling)
         prompts = _prompts(requests, sampling, self.model)
         completions: list[list[Completion | None]] = [[None] * len(request.seeds) for request in requests]
-        total = num_done = sum(len(prompt.waiting) for prompt in prompts)
-        if total:
-            num_done = 0
+        total = sum(len(prompt.waiting) for prompt in prompts)
+        num_done = 0
+        if prompts:
             with _generating(self.model):
                 for rows in _Writing(self, prompts, sampling).steps():
                     for row in rows:
