@@ -50,6 +50,7 @@ class ChatFormat:
         self.stop_token_ids = tuple(stop_token_ids)
         self.parser = parser if parser is not None else reply_parser(tokenizer)
         self.options = dict(chat_template_kwargs or {})
+        self._suffixes: dict[tuple[str, ...], list[int]] = {}  # those of this batch: answers come again
         if chat_template is not None:
             self.options["chat_template"] = chat_template
 
@@ -107,7 +108,10 @@ class ChatFormat:
         Raises:
             ModelError: the template cannot write them without touching the policy's own words.
         """
-        return self._ids(self._suffix(messages, calls))
+        key = (repr(messages), *calls)
+        if key not in self._suffixes:
+            self._suffixes[key] = self._ids(self._suffix(messages, calls))
+        return self._suffixes[key]
 
     def _suffix(self, messages: Messages, calls: Sequence[str]) -> str:
         reasons = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import add
 from typing import Any
 
 from tuneline.data.formats import Messages
@@ -33,7 +33,7 @@ class Counts:
     cut_off: int = 0  # conversations that any limit ended
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Counts(*map(add, vars(self).values(), vars(other).values()))
 
     def metrics(self) -> dict[str, float]:
         """Under TRL's names: calls a conversation, and the share of calls that failed."""
