@@ -1,4 +1,4 @@
-"""The flow `align`: prepare, then sft, then reward and dpo, then evaluate. DVC skips what is up to date."""
+"""The flow `align`: prepare, then sft, then reward, dpo and grpo, then evaluate. DVC skips what is up to date."""
 
 from datetime import UTC, datetime
 from pathlib import Path

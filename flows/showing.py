@@ -2,6 +2,7 @@
 
 import fcntl
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from tasks.estimates import estimate
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import read_history
 from tasks.progress import read_progress
-from tasks.summary import StageSummary, headline, load_last_run, read_metrics
+from tasks.summary import StageSummary, headline, load_last_run, read_metrics, read_off
 
 _SHOWN_REASONS = 4
 
@@ -36,17 +37,20 @@ def show_plan(root: Path, console: Console, config: Path, overrides: list[str]) 
     table.add_column("Why", overflow="fold")
     total, unknown = 0.0, []
     for plan in plans:
-        if plan.up_to_date:
-            table.add_row(plan.name, Text("cached", style="dim"), "-", "-", "-", Text("up to date", style="dim"))
+        off = checked.why_off(plan.name)
+        if plan.up_to_date or off is not None:
+            state, why = ("cached", "up to date") if off is None else ("off", off.removeprefix("off: "))
+            table.add_row(plan.name, Text(state, style="dim"), "-", "-", "-", Text(why, style="dim"))
             continue
         expected = estimate(root, plan.name, settings, history.get(plan.name), prepared=prepared)
         if expected.seconds is None:
             unknown.append(plan.name)
         total += expected.seconds or 0.0
         row = (_count(expected.steps), _count(expected.tokens), _time(expected.seconds))
-        table.add_row(plan.name, Text(_verb(plan), style="green"), *row, _why(plan))
+        follows = tuple(name for name in plan.follows if checked.why_off(name) is None)
+        table.add_row(plan.name, Text(_verb(plan), style="green"), *row, _why(replace(plan, follows=follows)))
     console.print(table)
-    console.print(_conclusion(plans, total, unknown), style="bold")
+    console.print(_conclusion([p for p in plans if checked.why_off(p.name) is None], total, unknown), style="bold")
     return 0
 
 
@@ -58,7 +62,7 @@ def _why(plan: StagePlan) -> str:
     reasons = list(plan.reasons)
     if len(reasons) > _SHOWN_REASONS:
         reasons[_SHOWN_REASONS:] = [f"and {len(reasons) - _SHOWN_REASONS} more"]
-    return "; ".join(reasons) or f"if {' or '.join(plan.follows)} makes something new"
+    return "; ".join(reasons) or f"if {' or '.join(plan.follows) or 'a stage that is off'} makes something new"
 
 
 def _conclusion(plans: list[StagePlan], total: float, unknown: list[str]) -> str:
@@ -92,8 +96,10 @@ def show_status(root: Path, console: Console) -> int:
             progress = read_progress(root, plan.name, time.time() - 24 * 3600)
             table.add_row(plan.name, Text("running", style="yellow"), progress.describe() if progress else "")
         elif plan.up_to_date:
-            summary = StageSummary(plan.name, "cached", 0.0, read_metrics(root, plan.name))
-            table.add_row(plan.name, Text("up to date", style="green"), headline(summary))
+            off = read_off(root, plan.name)
+            summary = StageSummary(plan.name, "cached", 0.0, read_metrics(root, plan.name), off)
+            text = Text("off", style="dim") if off else Text("up to date", style="green")
+            table.add_row(plan.name, text, headline(summary))
         else:
             table.add_row(plan.name, Text("out of date", style="red"), _why(plan))
     console.print(table)

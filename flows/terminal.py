@@ -13,7 +13,7 @@ from tasks.publishing import REPORT
 from tasks.summary import RunSummary, headline
 from tasks.tracking import tracking_uri
 
-_STYLES = {"ran": "green", "cached": "dim", "failed": "bold red", "not started": "dim"}
+_STYLES = {"ran": "green", "cached": "dim", "failed": "bold red", "not started": "dim", "off": "dim"}
 
 
 def print_end(root: Path, console: Console, run: RunSummary) -> None:
@@ -38,8 +38,8 @@ def stage_table(root: Path, run: RunSummary) -> Table:
     table.add_column("State")
     table.add_column("Key metrics", overflow="fold")
     for stage in run.stages:
-        took = in_words(stage.seconds) if stage.state in ("ran", "failed") else "-"
-        state = stage.state
+        state = stage.shown_state
+        took = in_words(stage.seconds) if state in ("ran", "failed") else "-"
         if state == "cached" and stage.name in past:
             state_text = f"cached (took {in_words(past[stage.name].seconds)})"
         else:

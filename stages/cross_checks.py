@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.schema import TRAINING_STAGES, PipelineConfig, TrainingSection, is_local
-from stages.settings_errors import SettingError
+from stages.schema import MOST_REWARD_PATHS, TRAINING_STAGES, PipelineConfig, TrainingSection, is_local
+from stages.settings_errors import MISSING, SettingError
 
 
 def contradictions(config: PipelineConfig) -> list[SettingError]:
-    return [*_missing_files(config), *_noise(config), *_lengths(config), *_launches(config)]
+    checks = (_missing_files, _noise, _lengths, _launches, _rewards, _evaluation)
+    return [error for check in checks for error in check(config)]
 
 
 def _missing_files(config: PipelineConfig) -> Iterator[SettingError]:
     prepare, model = config.prepare, config.model
-    sources = {"demonstrations": prepare.demonstrations, "preferences": prepare.preferences, "test": prepare.test}
+    sources = {name: getattr(prepare, name) for name in ("demonstrations", "preferences", "prompts", "test")}
     named = {f"prepare.{name}.path": source.path for name, source in sources.items() if source is not None}
     named |= {"model.name_or_path": model.name_or_path, "model.chat_template": model.chat_template}
     named |= {f"{name}.launch.config_file": _section(config, name).launch.config_file for name in TRAINING_STAGES}
@@ -26,7 +27,7 @@ def _missing_files(config: PipelineConfig) -> Iterator[SettingError]:
 
 
 def _noise(config: PipelineConfig) -> Iterator[SettingError]:
-    for name in ("preferences", "test"):
+    for name in ("preferences", "prompts", "test"):
         source = getattr(config.prepare, name)
         if source is not None and source.synthetic is not None and source.synthetic.noise:
             yield SettingError(
@@ -44,8 +45,12 @@ def _lengths(config: PipelineConfig) -> Iterator[SettingError]:
     reason = f"the model reads {positions} tokens (model.init.max_position_embeddings)"
     lengths = {"prepare.max_length": config.prepare.max_length}
     lengths |= {
-        f"{n}.training.max_length": _section(config, n).training.get("max_length", 1024) for n in TRAINING_STAGES
+        f"{n}.training.max_length": _section(config, n).training.get("max_length", 1024)
+        for n in ("sft", "reward", "dpo")
+        if config.why_off(n) is None
     }
+    if config.why_off("grpo") is None:
+        lengths["grpo.training.max_completion_length"] = config.grpo.training.get("max_completion_length", 512)
     lengths["evaluate.max_new_tokens"] = config.evaluate.max_new_tokens
     for path, length in lengths.items():
         if isinstance(length, int) and length > positions:
@@ -58,9 +63,39 @@ def _launches(config: PipelineConfig) -> Iterator[SettingError]:
         if launch.config_file is not None and launch.num_processes != 1:
             reason = f"{launch.config_file} names the number of processes; leave this one out"
             yield SettingError(f"{name}.launch.num_processes", launch.num_processes, reason)
-    if config.evaluate.num_side_by_side > (config.evaluate.num_samples or config.evaluate.num_side_by_side):
-        reason = f"only {config.evaluate.num_samples} rows are evaluated (evaluate.num_samples)"
-        yield SettingError("evaluate.num_side_by_side", config.evaluate.num_side_by_side, reason)
+
+
+def _rewards(config: PipelineConfig) -> Iterator[SettingError]:
+    grpo, paths = config.grpo, config.grpo.reward_paths
+    if len(paths) > MOST_REWARD_PATHS:
+        reason = (
+            f"are made from {len(paths)} files and folders ({', '.join(paths)}), at most {MOST_REWARD_PATHS} can be"
+        )
+        yield SettingError("grpo.rewards", MISSING, reason)
+    for number, reward in enumerate(grpo.rewards):
+        where = f"grpo.rewards.{number}"
+        if reward.model is True and config.why_off("reward") is not None:
+            yield SettingError(f"{where}.model", True, f"the line has no reward model ({config.why_off('reward')})")
+        if isinstance(reward.model, str) and is_local(reward.model) and not Path(reward.model).exists():
+            yield SettingError(f"{where}.model", reward.model, f"no such file or folder in {Path.cwd()}")
+        if reward.url is not None and not reward.url.startswith(("http://", "https://")):
+            yield SettingError(f"{where}.url", reward.url, "should begin with http:// or https://")
+
+
+def _evaluation(config: PipelineConfig) -> Iterator[SettingError]:
+    options = config.evaluate
+    if options.num_side_by_side > (options.num_samples or options.num_side_by_side):
+        reason = f"only {options.num_samples} rows are evaluated (evaluate.num_samples)"
+        yield SettingError("evaluate.num_side_by_side", options.num_side_by_side, reason)
+    if max(options.pass_at, default=1) > options.num_completions:
+        reason = f"needs as many completions a prompt; there are {options.num_completions} (evaluate.num_completions)"
+        yield SettingError("evaluate.pass_at", options.pass_at, reason)
+    if options.num_completions > 1 and not options.pass_at:
+        reason = "are asked for, and nothing is estimated from them; set evaluate.pass_at"
+        yield SettingError("evaluate.num_completions", options.num_completions, reason)
+    if options.num_completions > 1 and options.temperature == 0:
+        reason = "are all the same at temperature 0; set evaluate.temperature"
+        yield SettingError("evaluate.num_completions", options.num_completions, reason)
 
 
 def _section(config: PipelineConfig, name: str) -> TrainingSection:

@@ -4,9 +4,11 @@ Written to reports/evaluate: `metrics.json`; in `files/` the figures (`*.svg`), 
 shows), `samples.json` (completions side by side) and `completions.parquet` (all of them). The same seed gives the same
 bytes.
 
-Metrics, where POLICY is `sft`, `dpo`, ... and those marked * have a 95 % interval in `NAME_low` and `NAME_high`:
+Metrics, where POLICY is `sft`, `dpo`, `grpo` and those marked * have a 95 % interval in `NAME_low` and `NAME_high`:
 
-- `POLICY/accuracy`*: share of prompts with a known solution answered exactly; `POLICY/accuracy/TASK`* for each task
+- `POLICY/accuracy`*: share of prompts with a known solution answered rightly, as `evaluate.verifier` has it;
+  `POLICY/accuracy/TASK`* for each task
+- `POLICY/pass_at_K`*: probability that one of K completions is right, for each K in `evaluate.pass_at`
 - `POLICY/accuracy_gain`*: its difference from SFT, paired by prompt
 - `POLICY/win_rate_verifier`*, `POLICY/win_rate_reward`*: share of prompts answered better than by SFT, ties half, as
   the verifier (right or wrong) and as the reward model have it
@@ -40,11 +42,12 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from stages.context import StageContext
 from stages.evaluate_files import write_results
+from stages.off import why_off
 from stages.schema import PipelineConfig
 from tuneline.data.formats import maybe_extract_prompt
 from tuneline.data.rendering import split_at_prompt
 from tuneline.errors import DataError, StageError
-from tuneline.evaluation.accuracy import exact_match
+from tuneline.evaluation.accuracy import verify
 from tuneline.evaluation.divergence import Divergences, Sampled, kl_divergences
 from tuneline.evaluation.measures import Answers, ScoredPairs
 from tuneline.evaluation.prompts import Prompts, read_prompts
@@ -53,11 +56,13 @@ from tuneline.evaluation.scoring import encode_answers, score_groups
 from tuneline.logging import get_logger
 from tuneline.models import prepare_for_trees
 from tuneline.models.loading import load_causal_lm, load_reward_model, load_tokenizer
+from tuneline.rewards import RewardFunctions, get_reward
 
 logger = get_logger(__name__)
 
-POLICIES = ("sft", "dpo")  # in the order of the line; a later one is one more name
+POLICIES = ("sft", "dpo", "grpo")  # in the order of the line; a later one is one more name
 BASELINE = "sft"
+VERIFIER_TIMEOUT = 3600.0  # seconds for the answers of a policy: an evaluation without them is none
 
 
 @dataclass(frozen=True)
@@ -99,18 +104,20 @@ def evaluate(config: PipelineConfig, root: Path, report: Path, metrics_file: Pat
         DataError: the test set has no prompt that leaves room for an answer.
     """
     models, prepared = root / "models", root / "data" / "prepared"
-    names = [name for name in POLICIES if (models / name).is_dir()]
+    names = [name for name in POLICIES if _is_model(models / name)]
     if not names:
         raise StageError(f"evaluate: {models} has none of {', '.join(POLICIES)}; run the stages before this one.")
     prompts, num_too_long = fitting_prompts(prepared / "test.parquet", models / names[0], config)
-    notes = _notes(prompts, num_too_long, names, has_reward_model=(models / "reward").is_dir())
+    has_reward_model = _is_model(models / "reward")
+    off = {name: reason for name in (*POLICIES, "reward") if (reason := why_off(models / name)) is not None}
+    notes = _notes(prompts, num_too_long, names, has_reward_model, off)
     for note in notes:
         logger.warning("%s", note)
     num_left_out = {"num_prompts_too_long": num_too_long}
 
     answers, progress = ask(models, names, prompts, config, metrics_file)
     pairs = None
-    if (models / "reward").is_dir():
+    if has_reward_model:
         model, tokenizer = _load(load_reward_model, models / "reward", config)
         answers = score_answers(model, tokenizer, prompts, answers)
         pairs, num_left_out["num_pairs_too_long"] = score_pairs(
@@ -146,17 +153,18 @@ def ask(
     """What each policy answers, and how far it is from the baseline; policies are loaded one after the other."""
     temperature = config.evaluate.temperature
     num_compared = len(names) - 1 if BASELINE in names else 0
-    num_asked = len(names) + (num_compared if temperature != 1 else 0)
+    num_asked = len(names) * config.evaluate.num_completions + (num_compared if temperature != 1 else 0)
     progress = Progress(metrics_file, num_asked * len(prompts))
     baseline: PreTrainedModel | None = None
+    verifier = _verifier(config.evaluate.verifier)
     answers = {}
     for name in names:
         policy = Policy(name, *_load(load_causal_lm, models / name, config))
-        completions = _sample(policy, prompts, temperature, config, progress)
-        correct = [
-            None if solution is None else exact_match(completion.text, solution)
-            for completion, solution in zip(completions, prompts.solutions, strict=True)
+        drawn = [
+            _sample(policy, prompts, temperature, config, progress, i) for i in range(config.evaluate.num_completions)
         ]
+        completions = drawn[0]
+        all_correct = [verify(verifier, prompts, of_one) for of_one in drawn]
         divergences = None
         if name == BASELINE:
             baseline = policy.model
@@ -164,8 +172,13 @@ def ask(
             # the divergence is an expectation over what the policy says at temperature 1
             own = completions if temperature == 1 else _sample(policy, prompts, 1.0, config, progress)
             divergences = _divergences(policy, baseline, prompts, own)
-        answers[name] = Answers(completions, correct, None, divergences)
+        by_prompt = [list(of_prompt) for of_prompt in zip(*all_correct, strict=True)] if len(drawn) > 1 else []
+        answers[name] = Answers(completions, all_correct[0], None, divergences, by_prompt)
     return answers, progress
+
+
+def _verifier(name: str | None) -> RewardFunctions | None:
+    return None if name is None else RewardFunctions([get_reward(name)], timeout=VERIFIER_TIMEOUT, on_error="raise")
 
 
 def score_answers(
@@ -211,8 +224,9 @@ def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path
 
 
 def _sample(
-    policy: Policy, prompts: Prompts, temperature: float, config: PipelineConfig, progress: Progress
+    policy: Policy, prompts: Prompts, temperature: float, config: PipelineConfig, progress: Progress, copy: int = 0
 ) -> list[Completion]:
+    """One completion a prompt; each `copy` has random numbers of its own."""
     kind = (
         f"{policy.name}/prompts_done"
         if temperature == config.evaluate.temperature
@@ -224,7 +238,7 @@ def _sample(
         encode_prompts(policy.tokenizer, prompts.columns),
         max_new_tokens=config.evaluate.max_new_tokens,
         temperature=temperature,
-        seed=config.seed,
+        seed=config.seed + (copy << 32),  # seeds are below 2**31
         batch_size=config.evaluate.batch_size,
         on_batch=lambda num_done: progress.write({kind: num_done}, num_done),
     )
@@ -264,12 +278,20 @@ def _max_length(config: PretrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _notes(prompts: Prompts, num_too_long: int, names: Sequence[str], has_reward_model: bool) -> list[str]:
-    """What is missing or was left out, for the log and the report."""
-    notes = [f"models/{name} does not exist: that policy is left out." for name in POLICIES if name not in names]
+def _is_model(folder: Path) -> bool:
+    return folder.is_dir() and why_off(folder) is None
+
+
+def _notes(
+    prompts: Prompts, num_too_long: int, names: Sequence[str], has_reward_model: bool, off: Mapping[str, str]
+) -> list[str]:
+    """What is missing or was left out, for the log and the report; what the config turns off is not missing."""
+    notes = [f"{name} is {reason}." for name, reason in off.items()]
+    gone = [name for name in POLICIES if name not in names and name not in off]
+    notes += [f"models/{name} does not exist: that policy is left out." for name in gone]
     if BASELINE not in names:
         notes.append(f"Without models/{BASELINE} there are no win rates, gains and divergences.")
-    if not has_reward_model:
+    if not has_reward_model and "reward" not in off:
         notes.append("models/reward does not exist: scores, win rate by reward model and calibration are left out.")
     num_solved = sum(solution is not None for solution in prompts.solutions)
     if not num_solved:

@@ -48,7 +48,8 @@ def write_results(
     measures: dict[str, Measures] = {}
     by_task: dict[str, Intervals] = {}
     for name, of_one in answers.items():
-        measures[name] = policy_measures(of_one, baseline if name != baseline_name else None, settings["seed"])
+        compared_with = baseline if name != baseline_name else None
+        measures[name] = policy_measures(of_one, compared_with, settings["seed"], settings.get("pass_at", ()))
         by_task[name] = accuracy_by_task(of_one.correct, prompts.tasks)
     counts = {"num_prompts": len(prompts), **num_left_out}
     if pairs is not None:

@@ -2,9 +2,9 @@
 
 Written to the stage's final folder, the same bytes on every run:
 
-- `prepared/` (becomes data/prepared): `sft/` and `preference/`, each with `train.parquet` and `eval.parquet`;
-  `test.parquet`; `summary.json` (what became of every source's rows, token lengths, a hash over the data);
-  `skipped.jsonl` (bad rows)
+- `prepared/` (becomes data/prepared): `sft/` and `preference/`, each with `train.parquet` and `eval.parquet`, without
+  rows where the line has no preferences; `grpo/train.parquet`, the prompts to explore; `test.parquet`; `summary.json`
+  (what became of every source's rows, token lengths, a hash over the data); `skipped.jsonl` (bad rows)
 - `base/` (becomes models/base): the model made from `model.init`, or `reference.json` with the name and revision of
   one, and its tokenizer if `model.chat_template` gives that a template
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from tuneline.data.preparation import Prepared, prepare_rows
 from tuneline.data.readers import BadRow, SourceRow, iter_source
 from tuneline.data.storage import content_hash, write_parquet
 from tuneline.data.synthetic import Role, make_rows
+from tuneline.data.validation import UnfitError
+from tuneline.data.worked import as_chat, with_solution
 from tuneline.errors import ConfigError
 from tuneline.logging import get_logger
 from tuneline.models.loading import load_tokenizer
@@ -41,7 +44,7 @@ from tuneline.models.tiny import make_model
 
 logger = get_logger(__name__)
 
-SOURCES = ("demonstrations", "preferences", "test")
+SOURCES = ("demonstrations", "preferences", "prompts", "test")
 
 
 def main() -> None:
@@ -58,10 +61,11 @@ def prepare(config: PipelineConfig, prepared_folder: Path, base_folder: Path, re
     options = config.prepare
     rows = prepare_rows(
         _read(options.demonstrations, "demonstrations", config) if options.demonstrations else None,
-        _read(options.preferences, "preferences", config),
+        _read(options.preferences, "preferences", config) if options.preferences else None,
         _read(options.test, "test", config) if options.test else None,
         options.eval_fraction,
         options.on_bad_rows,
+        _read(options.prompts, "prompts", config) if options.prompts else None,
     )
     files = _write_rows(rows, prepared_folder)
     tokenizer = _make_base(config, rows, base_folder)
@@ -81,7 +85,7 @@ def _read(source: Source, role: Role, config: PipelineConfig) -> Iterable[Source
             SourceRow(f"synthetic {role}", number, row) for number, row in enumerate(made[: config.prepare.max_rows], 1)
         )
     assert source.path is not None
-    return iter_source(
+    rows = iter_source(
         source.path,
         split=source.split,
         revision=source.revision,
@@ -89,16 +93,31 @@ def _read(source: Source, role: Role, config: PipelineConfig) -> Iterable[Source
         columns=source.columns,
         max_rows=config.prepare.max_rows,
     )
+    return (_rewritten(row, source) for row in rows)
+
+
+def _rewritten(row: SourceRow | BadRow, source: Source) -> SourceRow | BadRow:
+    """A row with its solution apart and in chat form, as the source says."""
+    if isinstance(row, BadRow):
+        return row
+    values = row.values
+    try:
+        if source.worked is not None:
+            values = with_solution(values, **source.worked.model_dump())
+    except UnfitError as unfit:
+        return BadRow(row.file, row.number, unfit.field, unfit.reason, row.values)
+    return replace(row, values=as_chat(values, source.system) if source.chat else values)
 
 
 def _write_rows(rows: Prepared, folder: Path) -> dict[str, Path]:
     """The Parquet files by their names in reports, and the rows that were skipped."""
     files = {
         name: folder / f"{name}.parquet"
-        for name in ("sft/train", "sft/eval", "preference/train", "preference/eval", "test")
+        for name in ("sft/train", "sft/eval", "preference/train", "preference/eval", "grpo/train", "test")
     }
     for name, split in (("sft", rows.demonstrations), ("preference", rows.preferences)):
         write_parquet({files[f"{name}/train"]: split.train, files[f"{name}/eval"]: split.eval})
+    write_parquet({files["grpo/train"]: rows.prompts})
     write_parquet({files["test"]: rows.test})
     with (folder / "skipped.jsonl").open("w", encoding="utf-8") as skipped:
         for bad in rows.bad:
@@ -151,19 +170,23 @@ def texts(rows: Prepared) -> Iterator[str]:
 
 
 def _lengths(files: dict[str, Path], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Lengths]:
-    measure = {"sft": demonstration_lengths, "preference": preference_lengths, "test": prompt_lengths}
+    """Of every file that has rows."""
+    measure = {"sft": demonstration_lengths, "preference": preference_lengths}
     lengths = {}
     for name, path in files.items():
         rows = Dataset(InMemoryTable(pq.read_table(path)))
-        lengths[name] = measure[name.split("/")[0]](rows, tokenizer, max_length)
+        if len(rows):
+            lengths[name] = measure.get(name.split("/")[0], prompt_lengths)(rows, tokenizer, max_length)
     return lengths
 
 
 def _summary(config: PipelineConfig, rows: Prepared, lengths: dict[str, Lengths], data_hash: str) -> dict[str, Any]:
     sources = {}
-    for name in SOURCES:
+    taken_from = {"demonstrations": "preferences", "prompts": "demonstrations"}
+    for name in (name for name in SOURCES if name in rows.counts):
         source: Source | None = getattr(config.prepare, name)
-        origin = "preferences" if source is None else _origin(source)
+        held_out = "preferences" if config.prepare.preferences is not None else "demonstrations"
+        origin = taken_from.get(name, held_out) if source is None else _origin(source)
         sources[name] = {"from": origin, "counts": rows.counts[name].as_dict()}
     return {
         "data_hash": data_hash,

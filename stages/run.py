@@ -24,7 +24,8 @@ from stages.context import USER_ERROR_FILE, WORK
 from stages.identity import Identity, output_hashes, stage_identity
 from stages.launch import launch_command
 from stages.loading import load_params
-from stages.schema import STAGES, PipelineConfig, TrainingSection
+from stages.off import write_nothing
+from stages.schema import STAGES, TRAINING_STAGES, PipelineConfig, TrainingSection
 from stages.storage import sync_tree
 from stages.supervise import crash_point, die_with_parent, own_by_dvc, owner_env, run_guarded, stage_lock, watch_owner
 from stages.tracking import StageRun, replay_pending
@@ -32,7 +33,7 @@ from tuneline.errors import StageError, TunelineError
 
 DONE = "DONE"
 NUM_UNFINISHED_KEPT = 2
-_MODEL_OUT = {name: {".": f"models/{name}"} for name in ("sft", "reward", "dpo")}
+_MODEL_OUT = {name: {".": f"models/{name}"} for name in TRAINING_STAGES}
 OUTS = {"prepare": {"prepared": "data/prepared", "base": "models/base"}, **_MODEL_OUT, "evaluate": {}}
 
 
@@ -70,6 +71,14 @@ def run_stage(name: str, root: Path, config: PipelineConfig, lock: int, *, may_f
     if not may_force:
         identity = replace(identity, is_forced=False)
     work = _work_folder(name, config, identity)
+    reason = config.why_off(name)
+    if reason is not None:
+        write_nothing(name, work, reason)
+        _mark_done(work)
+        publish(name, work)
+        _clean_up(work)
+        _say(f"{name} is {reason}")
+        return 0
     tracked = StageRun(name, config, identity, work)
     with tracked.live():
         if not _is_done(work):

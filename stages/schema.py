@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field, model_validator
 
-STAGES = ("prepare", "sft", "reward", "dpo", "evaluate")
-TRAINING_STAGES = ("sft", "reward", "dpo")
+STAGES = ("prepare", "sft", "reward", "dpo", "grpo", "evaluate")
+TRAINING_STAGES = ("sft", "reward", "dpo", "grpo")
+REWARD_MODEL = "models/reward"
+MOST_REWARD_PATHS = 4
 NO_FILE = "requirements.lock"  # every stage depends on it, so naming it once more changes nothing
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -85,6 +87,28 @@ class Synthetic(Section):
     )
 
 
+class Worked(Section):
+    """Answers that work a solution out and end in it, as gsm8k's `48 / 2 = <<48/2=24>>24 clips` and `#### 24`."""
+
+    mark: str = Field(
+        default="####", min_length=1, description="What stands before the solution, which becomes a column of its own."
+    )
+    calculator_marks: Literal["strip", "keep"] = Field(
+        default="strip", description="What becomes of marks such as `<<48/2=24>>`."
+    )
+    ending: str | None = Field(
+        default=None,
+        description="What the answer ends with instead of mark and solution, such as `\\boxed{{solution}}`, where "
+        "`{solution}` stands for the solution; null leaves them.",
+    )
+
+    @model_validator(mode="after")
+    def _has_place(self) -> "Worked":
+        if self.ending is not None and "{solution}" not in self.ending:
+            raise ValueError(f"ending {self.ending!r} has no place for the solution: write {{solution}} in it")
+        return self
+
+
 class Source(Section):
     """Where rows come from: files, a folder, a name on the hub, or made on the machine."""
 
@@ -99,11 +123,18 @@ class Source(Section):
         description="Columns by the names the line uses, such as `{prompt: question, completion: answer}`.",
     )
     synthetic: Synthetic | None = Field(default=None, description="Make the rows on the machine.")
+    worked: Worked | None = Field(default=None, description="The answers work a solution out and end in it.")
+    chat: bool = Field(default=False, description="Text becomes a turn of the user, and the assistant's answer to it.")
+    system: str | None = Field(default=None, description="What the system says before such a turn of the user.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Source":
         if (self.path is None) == (self.synthetic is None):
             raise ValueError("needs exactly one of path and synthetic")
+        if self.synthetic is not None and (self.worked is not None or self.chat):
+            raise ValueError("worked and chat are about rows from a path; synthetic ones need neither")
+        if self.system is not None and not self.chat:
+            raise ValueError("system goes with `chat: true`")
         return self
 
 
@@ -113,9 +144,15 @@ class PrepareSection(Section):
     demonstrations: Source | None = Field(
         default=None, description="What SFT learns from; null: the preferences' chosen answers."
     )
-    preferences: Source = Field(description="Pairs for the reward model and for DPO.")
+    preferences: Source | None = Field(
+        default=None, description="Pairs for the reward model and for DPO; null turns both off."
+    )
+    prompts: Source | None = Field(
+        default=None,
+        description="What GRPO answers, with the columns that its rewards read; null: the prompts of SFT's rows.",
+    )
     test: Source | None = Field(
-        default=None, description="What evaluation asks; null: held-out prompts of the preferences."
+        default=None, description="What evaluation asks; null: held-out prompts of the preferences or demonstrations."
     )
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.05, description="Share of rows held out, chosen by a hash of their content."
@@ -127,6 +164,12 @@ class PrepareSection(Section):
         default=1024, description="Length in tokens from which the summary counts a row as too long."
     )
     max_rows: Count | None = Field(default=None, description="Use at most so many rows of each source; null takes all.")
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "PrepareSection":
+        if self.demonstrations is None and self.preferences is None:
+            raise ValueError("needs demonstrations, preferences, or both")
+        return self
 
 
 class Launch(Section):
@@ -149,6 +192,50 @@ class TrainingSection(Section):
     launch: Launch = Field(default_factory=Launch, description="How the stage is launched.")
 
 
+class Reward(Section):
+    """One of the rewards that GRPO adds up: a function, a model, or an address that is asked."""
+
+    name: str | None = Field(
+        default=None, description="One of tuneline.rewards, or the dotted path of a function of yours."
+    )
+    model: Literal[True] | FilePath | None = Field(
+        default=None, description="true: the line's reward model; or the name or folder of a sequence classifier."
+    )
+    url: str | None = Field(default=None, description="Where completions are sent, and rewards come back.")
+    weight: float = Field(default=1.0, description="What the reward is multiplied by before they are added up.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the one that is named.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Reward":
+        if sum(given is not None for given in (self.name, self.model, self.url)) != 1:
+            raise ValueError("needs exactly one of name, model and url")
+        return self
+
+    @property
+    def path(self) -> str | None:
+        """The file or folder in the checkout, or elsewhere on the machine, that the reward is made from."""
+        if self.model is not None:
+            place = REWARD_MODEL if self.model is True else self.model
+            return place if self.model is True or is_local(place) else None
+        module = (self.name or "").rpartition(".")[0].replace(".", "/")
+        files = (f"{module}.py", f"{module}/__init__.py") if module else ()
+        return next((file for file in files if Path(file).is_file()), None)
+
+
+class GRPOSection(TrainingSection):
+    """Online reinforcement learning of the SFT model on rewards."""
+
+    method: Literal["grpo", "rloo"] = Field(
+        default="grpo", description="Which trainer: GRPOTrainer, with the fields of GRPOConfig, or RLOOTrainer."
+    )
+    rewards: list[Reward] = Field(default_factory=list, description="What is rewarded; none turns the stage off.")
+
+    @property
+    def reward_paths(self) -> list[str]:
+        """What the rewards are made from, each path once."""
+        return list(dict.fromkeys(path for reward in self.rewards if (path := reward.path) is not None))
+
+
 class EvaluateSection(Section):
     """The policies of the line on the test prompts, the reward model on held-out pairs."""
 
@@ -163,6 +250,13 @@ class EvaluateSection(Section):
     num_side_by_side: Annotated[int, Field(ge=0)] = Field(
         default=20, description="Completions shown side by side in the report."
     )
+    verifier: str | None = Field(
+        default=None,
+        description="What tells right from wrong where a solution is known: a reward, named as in grpo.rewards; null: "
+        "right is what equals the solution, but for white space.",
+    )
+    num_completions: Count = Field(default=1, description="Completions a prompt, from which pass@k is estimated.")
+    pass_at: list[Count] = Field(default_factory=list, description="Which pass@k to estimate, such as [1, 8].")
 
 
 class PipelineConfig(Section):
@@ -175,6 +269,7 @@ class PipelineConfig(Section):
     sft: TrainingSection = Field(default_factory=TrainingSection, description="Supervised fine-tuning.")
     reward: TrainingSection = Field(default_factory=TrainingSection, description="Reward modelling.")
     dpo: TrainingSection = Field(default_factory=TrainingSection, description="Direct preference optimization.")
+    grpo: GRPOSection = Field(default_factory=GRPOSection, description="Group-relative policy optimization, or RLOO.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="Evaluation.")
 
     @computed_field(description="What the stages read from disk, for dvc.yaml to depend on.")  # type: ignore[prop-decorator]
@@ -184,12 +279,24 @@ class PipelineConfig(Section):
         prepare, model = self.prepare, self.model
         named = {
             "demonstrations": prepare.demonstrations and prepare.demonstrations.path,
-            "preferences": prepare.preferences.path,
+            "preferences": prepare.preferences and prepare.preferences.path,
+            "prompts": prepare.prompts and prepare.prompts.path,
             "test": prepare.test and prepare.test.path,
             "model": model.name_or_path,
             "chat_template": model.chat_template,
             "sft_launch": self.sft.launch.config_file,
             "reward_launch": self.reward.launch.config_file,
             "dpo_launch": self.dpo.launch.config_file,
+            "grpo_launch": self.grpo.launch.config_file,
         }
-        return {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
+        local = {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
+        rewards = [*self.grpo.reward_paths, *[NO_FILE] * MOST_REWARD_PATHS][:MOST_REWARD_PATHS]
+        return local | {f"reward_{number}": path for number, path in enumerate(rewards, 1)}
+
+    def why_off(self, stage: str) -> str | None:
+        """Why a stage has nothing to do in this line; None for one that has."""
+        if stage in ("reward", "dpo") and self.prepare.preferences is None:
+            return "off: prepare.preferences is null"
+        if stage == "grpo" and not self.grpo.rewards:
+            return "off: grpo.rewards is empty"
+        return None

@@ -27,23 +27,23 @@ from stages.storage import publish_folder, read_metrics, sync_tree
 from stages.supervise import crash_point
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
-from tuneline.models.loading import load_tokenizer, resolve_model
+from tuneline.models.loading import load_causal_lm, load_tokenizer, resolve_model
 from tuneline.trainers.base import BaseTrainer
 
 logger = get_logger(__name__)
 
 COMPLETE = "COMPLETE"  # written into a checkpoint when all of it is on disk
-CLOCKS = ("runtime", "per_second", "preparation_time")  # metrics that tell of the machine, not of the run
+CLOCKS = ("runtime", "per_second", "preparation_time", "step_time")  # metrics of the machine, not of the run
 
 
-def training_arguments(context: StageContext, section: TrainingSection, config_class: type) -> Any:
-    """The trainer's configuration: the section's options over what a stage needs."""
+def training_arguments(context: StageContext, section: TrainingSection, config_class: type, **more: Any) -> Any:
+    """The trainer's configuration: the section's options over what a stage needs, and `more` that it decides."""
     defaults = {
         "seed": context.config.seed,
         "save_total_limit": 2,  # the last whole one stays while the next is written
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    fixed = {"output_dir": str(context.work), "report_to": "none", "disable_tqdm": True}
+    fixed = {"output_dir": str(context.work), "report_to": "none", "disable_tqdm": True, **more}
     try:
         return config_class(**{**defaults, **section.training, **fixed})
     except (TypeError, ValueError) as error:
@@ -74,8 +74,32 @@ def model_source(context: StageContext, folder: Path) -> tuple[str, dict[str, An
     return name, keywords, tokenizer
 
 
-def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer]) -> None:
-    """Train from the last whole checkpoint on, then write the model, the curve and the metrics."""
+def train_policy(
+    context: StageContext,
+    trainer_class: Callable[..., BaseTrainer],
+    config_class: type,
+    source: Path,
+    data: Path,
+) -> None:
+    """Train the causal language model that lies in `source` on the rows in `data`/train.parquet."""
+    section: TrainingSection = getattr(context.config, context.name)
+    name, keywords, tokenizer = model_source(context, source)
+
+    def make_trainer() -> BaseTrainer:
+        return trainer_class(
+            model=load_causal_lm(name, **keywords),
+            args=training_arguments(context, section, config_class),
+            train_dataset=read_rows(data / "train.parquet"),
+            eval_dataset=read_rows(data / "eval.parquet"),
+            processing_class=tokenizer,
+            peft_config=lora(section, "CAUSAL_LM"),
+        )
+
+    run_training(context, make_trainer)
+
+
+def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer]) -> BaseTrainer:
+    """Train from the last whole checkpoint on, then write the model, the curve and the metrics; the trainer."""
     # COMPLETE gives checkpoints new times; transformers then orders them by their numbers, and says so each time
     logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime" not in record.getMessage())
     checkpoint = last_checkpoint(context.work)
@@ -92,6 +116,7 @@ def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer])
     if trainer.is_world_process_zero():
         write_report(context, trainer, evaluation)
     PartialState().wait_for_everyone()
+    return trainer
 
 
 class MetricsFile(TrainerCallback):
@@ -140,7 +165,16 @@ class MetricsFile(TrainerCallback):
         line["timestamp"] = self._first_written.get(_place(line), line["timestamp"])
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        shown = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "mean_token_accuracy", "learning_rate")
+        shown = (
+            "reward",
+            "completions/mean_length",
+            "loss",
+            "eval_loss",
+            "rewards/accuracies",
+            "accuracy",
+            "mean_token_accuracy",
+            "learning_rate",
+        )
         values = ", ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
         logger.info("step %d of %d: %s", state.global_step, state.max_steps, values)
 
@@ -184,13 +218,18 @@ def save_model(trainer: BaseTrainer, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+def is_of_machine(name: str) -> bool:
+    """Whether a metric tells how fast the machine was, so that the same run has another one elsewhere."""
+    return name.endswith(CLOCKS) or "profiling/" in name or "/time/" in name
+
+
 def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[str, float]) -> None:
     """curve.csv and metrics.json: numbers that the same inputs give again, none that tells of the machine."""
     lines = read_metrics(context.metrics_file)
     rows: dict[int, dict[str, float]] = {}
     for line in lines:
         rows.setdefault(line["step"], {}).update(line["metrics"])
-    names = sorted({name for row in rows.values() for name in row if not name.endswith((*CLOCKS, "epoch"))})
+    names = sorted({name for row in rows.values() for name in row if not is_of_machine(name) and name != "train/epoch"})
     context.report.mkdir(parents=True, exist_ok=True)
     with (context.report / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -199,11 +238,12 @@ def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[s
             writer.writerow([step, *(row.get(name, "") for name in names)])
     metrics: dict[str, float] = {"steps": trainer.state.global_step}
     last: dict[str, float] = next((line["metrics"] for line in reversed(lines) if "train/loss" in line["metrics"]), {})
-    metrics |= {name: value for name, value in last.items() if not name.endswith(("epoch", "learning_rate"))}
+    skipped = ("train/epoch", "train/learning_rate")
+    metrics |= {name: value for name, value in last.items() if not is_of_machine(name) and name not in skipped}
     metrics |= {
         name.replace("eval_", "eval/", 1): value
         for name, value in evaluation.items()
-        if not name.endswith((*CLOCKS, "epoch", "num_tokens"))
+        if not is_of_machine(name) and not name.endswith(("epoch", "num_tokens"))
     }
     for dataset, report in trainer.tokenization_reports.items():
         counts = {name: n for name, n in asdict(report).items() if n is not None}

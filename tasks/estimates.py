@@ -8,7 +8,12 @@ from typing import Any
 from tasks.history import PastRun
 from tasks.summary import read_metrics
 
-_ROWS = {"sft": "demonstrations/train", "reward": "preferences/train", "dpo": "preferences/train"}
+_ROWS = {
+    "sft": "demonstrations/train",
+    "reward": "preferences/train",
+    "dpo": "preferences/train",
+    "grpo": "prompts/train",
+}
 _TOKENS = {"sft": "sft/train/tokens", "reward": "preference/train/tokens", "dpo": "preference/train/tokens"}
 
 # transformers' defaults, which a config need not repeat; importing them would take seconds.
@@ -18,6 +23,7 @@ _DEFAULTS = {
     "gradient_accumulation_steps": 1,
     "max_steps": -1,
 }
+_NUM_GENERATIONS = {"grpo": 8, "rloo": 2}  # those of GRPOConfig and RLOOConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,10 @@ def estimate(root: Path, stage: str, settings: dict[str, Any], past: PastRun | N
     if stage not in _ROWS or not isinstance(section, dict) or "training" not in section:
         return Estimate(seconds=seconds)
     training = {**_DEFAULTS, **section["training"]}
-    rows, tokens = counts.get(_ROWS[stage]), counts.get(_TOKENS[stage])
+    rows, tokens = counts.get(_ROWS[stage]), counts.get(_TOKENS.get(stage, ""))
+    if rows and stage == "grpo":  # a row of a batch is a completion, and each is learned from num_iterations times
+        num_generations = training.get("num_generations", _NUM_GENERATIONS[section.get("method", "grpo")])
+        rows = rows * num_generations * training.get("num_iterations", 1)
     a_step = training["per_device_train_batch_size"] * (section.get("launch") or {}).get("num_processes", 1)
     accumulated = training["gradient_accumulation_steps"]
     steps: int | None = None

@@ -38,7 +38,7 @@ def add_to_history(root: Path, run: RunSummary) -> None:
     """Notes the stages that this run computed."""
     history = _read(root)
     for stage in run.stages:
-        if stage.state == "ran":
+        if stage.state == "ran" and not stage.off:
             steps = stage.metrics.get("steps")
             history.setdefault(run.name, {})[stage.name] = PastRun(stage.seconds, None if steps is None else int(steps))
     path = root / HISTORY

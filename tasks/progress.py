@@ -28,7 +28,15 @@ class Progress:
         return ", ".join([steps, *shown[:2]])
 
 
-_SHOWN = ("loss", "rewards/accuracies", "accuracy", "mean_token_accuracy", "eval_loss")
+_SHOWN = (
+    "reward",
+    "completions/mean_length",
+    "loss",
+    "rewards/accuracies",
+    "accuracy",
+    "mean_token_accuracy",
+    "eval_loss",
+)
 
 
 def read_progress(root: Path, stage: str, since: float) -> Progress | None:

@@ -12,8 +12,8 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from tasks.report_parts import DataSummary, read_curves, read_data_summary, read_environment, read_json
-from tasks.summary import RunSummary, headline
+from tasks.report_parts import DataSummary, read_curves, read_data_summary, read_environment, read_json, read_rollouts
+from tasks.summary import RunSummary, headline, read_off
 from tuneline.evaluation import figures
 from tuneline.logging import get_logger
 
@@ -25,9 +25,10 @@ CURVES = {
     "sft": ("loss", "mean_token_accuracy"),
     "reward": ("loss", "accuracy", "margin"),
     "dpo": ("loss", "rewards/accuracies", "rewards/margins"),
+    "grpo": ("reward", "reward_std", "completions/mean_length", "kl", "entropy", "frac_reward_zero_std"),
 }
 MEASURES = {
-    "accuracy": "Accuracy (exact match)",
+    "accuracy": "Accuracy ({verifier})",
     "accuracy_gain": "Gain in accuracy over {baseline}, paired",
     "win_rate_verifier": "Win rate against {baseline}, by verifier",
     "win_rate_reward": "Win rate against {baseline}, by reward model",
@@ -83,6 +84,8 @@ def render_report(root: Path, run: RunSummary) -> str:
         data=data,
         length_figures=_length_figures(data),
         curves={stage: _curve_figures(root, stage, names) for stage, names in CURVES.items()},
+        off={stage: read_off(root, stage) for stage in CURVES},
+        rollouts=read_rollouts(root),
         evaluation=evaluation,
         tables=_tables(evaluation),
         figures=_stored_figures(root),
@@ -170,13 +173,15 @@ def _tables(evaluation: Any) -> dict[str, Any]:
     """The evaluation as tables: rows of (label, cells), a cell a number or an estimate with its interval."""
     measures = (evaluation or {}).get("measures", {})
     by_task = (evaluation or {}).get("by_task", {})
-    baseline = (evaluation or {}).get("settings", {}).get("baseline", "")
+    settings = (evaluation or {}).get("settings", {})
+    words = {"baseline": settings.get("baseline", ""), "verifier": settings.get("verifier") or "exact match"}
+    labels = {**MEASURES, **{f"pass_at_{k}": f"pass@{k}" for k in settings.get("pass_at", ())}}
     policies = [name for name in measures if name != REWARD_MODEL]
     tasks = sorted({task for name in policies for task in by_task.get(name, {})})
 
     def rows(names: list[str]) -> list[tuple[str, list[Any]]]:
-        known = [measure for measure in MEASURES if any(measure in measures[name] for name in names)]
-        return [(MEASURES[m].format(baseline=baseline), [measures[name].get(m) for name in names]) for m in known]
+        known = [measure for measure in labels if any(measure in measures[name] for name in names)]
+        return [(labels[m].format(**words), [measures[name].get(m) for name in names]) for m in known]
 
     return {
         "policies": policies,

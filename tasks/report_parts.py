@@ -13,10 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 PACKAGES = ("tuneline", "torch", "transformers", "accelerate", "datasets", "peft", "prefect", "dvc", "mlflow")
 LOCK_FILE = "requirements.lock"
+ROLLOUTS = Path("reports/grpo/rollouts/rollouts.parquet")
+_ROLLOUTS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,19 @@ class DataSummary:
     data_hash: str
     sources: list[Source]
     lengths: dict[str, dict[str, Any]]  # by file
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of GRPO's training."""
+
+    step: int
+    prompt: str
+    completion: str
+    rewards: dict[str, float | None]  # by function
+    advantage: float
+    num_tokens: int
+    is_finished: bool
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,29 @@ def read_curves(root: Path, stage: str) -> list[Curve]:
             curve.series[kind] = ([step for step, _ in points], [value for _, value in points])
     return [
         Curve(c.name, {kind: c.series[kind] for kind in ("train", "eval") if kind in c.series}) for c in curves.values()
+    ]
+
+
+def read_rollouts(root: Path) -> list[Rollout]:
+    """A few rollouts of the first, a middle and the last step of GRPO; those of one step answer one prompt."""
+    try:
+        table = pq.ParquetFile(root / ROLLOUTS)
+    except (OSError, pa.ArrowException):
+        return []
+    steps = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+    chosen = sorted({0, len(steps) // 2, len(steps) - 1}) if steps else []
+    return [
+        Rollout(
+            step=row["step"],
+            prompt=row["prompt"],
+            completion=row["completion"],
+            rewards={name.removeprefix("rewards/"): row[name] for name in row if name.startswith("rewards/")},
+            advantage=row["advantage"],
+            num_tokens=row["num_tokens"],
+            is_finished=row["is_finished"],
+        )
+        for group in chosen
+        for row in table.read_row_group(group).slice(0, _ROLLOUTS_SHOWN).to_pylist()
     ]
 
 

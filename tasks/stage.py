@@ -22,7 +22,7 @@ from prefect.states import Completed
 from stages.supervise import owner_env, run_guarded
 from tasks.display import display, in_words
 from tasks.progress import Progress, log_file, read_progress, user_error
-from tasks.summary import StageSummary, headline, read_metrics
+from tasks.summary import StageSummary, headline, read_metrics, read_off
 from tuneline.errors import StageError, TunelineError
 
 USER_ERROR = 2
@@ -81,8 +81,9 @@ def run_stage(
         StageFailure: it failed; the message shows the end of its log.
     """
     if up_to_date:
-        display.end(name, "=", "up to date", "dim")
-        summary = StageSummary(name, "cached", 0.0, read_metrics(Path(root), name))
+        off = read_off(Path(root), name)
+        display.end(name, "=", off or "up to date", "dim")
+        summary = StageSummary(name, "cached", 0.0, read_metrics(Path(root), name), off)
         return Completed(name="Cached", message="DVC has it up to date", data=summary)
     attempt = task_run.run_count or 1
     began, started = time.monotonic(), time.time()
@@ -104,12 +105,16 @@ def run_stage(
         if again:
             display.say("\n".join(f"  | {line}" for line in list(output.end)[-_SHOWN_BETWEEN_TRIES:]), "dim")
         raise failure
-    metrics = read_metrics(Path(root), name)
+    metrics, off = read_metrics(Path(root), name), read_off(Path(root), name)
     if not output.did_run:
-        display.end(name, "=", "restored from DVC's cache" if output.was_restored else "up to date", "dim")
-        summary = StageSummary(name, "cached", round(seconds, 2), metrics)
+        text = "restored from DVC's cache" if output.was_restored else "up to date"
+        display.end(name, "=", off or text, "dim")
+        summary = StageSummary(name, "cached", round(seconds, 2), metrics, off)
         return Completed(name="Cached", message="DVC had it already", data=summary)
-    summary = StageSummary(name, "ran", round(seconds, 2), metrics)
+    summary = StageSummary(name, "ran", round(seconds, 2), metrics, off)
+    if off:
+        display.end(name, "=", off, "dim")
+        return Completed(name="Off", message=off, data=summary)
     display.end(name, "✓", f"{in_words(seconds):<8} {headline(summary)}", "green")
     return summary
 

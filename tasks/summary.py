@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.off import why_off
 from tuneline.errors import TunelineError
 
 StageState = Literal["ran", "cached", "failed", "not started"]
@@ -22,6 +23,12 @@ class StageSummary:
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
     """What reports/NAME/metrics.json holds."""
+    off: str = ""
+    """Why the config turns the stage off; empty for one that has something to do."""
+
+    @property
+    def shown_state(self) -> str:
+        return "off" if self.off else self.state
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,17 @@ def read_metrics(root: Path, stage: str) -> dict[str, float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
+def read_off(root: Path, stage: str) -> str:
+    """Why the stage was turned off when it last ran; empty when it was not."""
+    return why_off(root / "models" / stage) or ""
+
+
 def cached_summary(root: Path, config: dict[str, Any], stages: list[str]) -> RunSummary:
     """The summary of a run in which DVC had everything."""
     now = datetime.now(UTC)
-    cached = tuple(StageSummary(stage, "cached", 0.0, read_metrics(root, stage)) for stage in stages)
+    cached = tuple(
+        StageSummary(stage, "cached", 0.0, read_metrics(root, stage), read_off(root, stage)) for stage in stages
+    )
     return RunSummary(str(config["name"]), config, cached, now, now)
 
 
@@ -100,17 +114,31 @@ _KEY_METRICS = {
     "sft": ("eval/loss", "eval/mean_token_accuracy"),
     "reward": ("eval/accuracy", "eval/loss"),
     "dpo": ("eval/rewards/accuracies", "eval/loss"),
-    "evaluate": ("sft/accuracy", "dpo/accuracy", "dpo/win_rate_reward", "reward_model/pairwise_accuracy"),
+    "grpo": ("train/reward", "train/completions/mean_length", "train/kl"),
+    "evaluate": (
+        "sft/accuracy",
+        "dpo/accuracy",
+        "grpo/accuracy",
+        "dpo/win_rate_reward",
+        "reward_model/pairwise_accuracy",
+    ),
 }
-_COUNTS = {"demonstrations/train": "demonstrations", "preferences/train": "pairs", "test/eval": "test prompts"}
+_COUNTS = {
+    "demonstrations/train": "demonstrations",
+    "preferences/train": "pairs",
+    "prompts/train": "prompts",
+    "test/eval": "test prompts",
+}
 
 
-def headline(stage: StageSummary, num_metrics: int = 4) -> str:
+def headline(stage: StageSummary, num_metrics: int = 5) -> str:
     """The few numbers of a stage that say most, such as `eval/accuracy 0.87, eval/loss 0.412`."""
+    if stage.off:
+        return stage.off.removeprefix("off: ")
     if stage.name == "prepare" and any(name in stage.metrics for name in _COUNTS):
         return ", ".join(f"{stage.metrics[name]:,} {what}" for name, what in _COUNTS.items() if name in stage.metrics)
     names = [name for name in _KEY_METRICS.get(stage.name, ()) if name in stage.metrics]
-    names = names or list(stage.metrics)
+    names = names or list(stage.metrics)[:4]
     return ", ".join(f"{name} {_short(stage.metrics[name])}" for name in names[:num_metrics])
 
 

@@ -65,7 +65,7 @@ class ParentRun:
         from mlflow.entities import Metric, RunTag
 
         client = connect()
-        tags: dict[str, str] = {f"stage.{stage.name}": stage.state for stage in run.stages}
+        tags: dict[str, str] = {f"stage.{stage.name}": stage.shown_state for stage in run.stages}
         tags |= dict(self._lineage(client))
         client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
         values = {f"{stage.name}/seconds": stage.seconds for stage in run.stages}

@@ -4,6 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from stages.off import write_nothing
+from stages.rollouts import RolloutTables, join_tables
 from tasks.report import duration, number, prompt_parts, themed, write_report
 from tasks.summary import RunSummary, StageSummary
 from tests.evaluation.checkout import TASKS, make_checkout
@@ -51,10 +53,47 @@ def test_a_report_shows_every_part(html):
         *("beta: 0.1", "transformers", "0123456789abcdef0123456789abcdef.dir", "amber-fox", "0a1b2c", "sha256"),
     ):
         assert part in page.text, part
-    # three histograms of lengths, loss and accuracy of three stages, and those of the evaluation
-    assert page.tags.count("svg") == 3 + 3 * 2 + 6
+    # three histograms of lengths, loss and accuracy of three stages, reward of one, and those of the evaluation
+    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 6
     assert "missing" not in page.text
     assert "is not there" not in page.text
+
+
+def test_rollouts_of_grpo_and_stages_that_are_off_are_shown(tmp_path):
+    run = make_checkout(tmp_path)
+    write_nothing("dpo", tmp_path / "off", "off: prepare.preferences is null")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "off" / "final").rename(tmp_path / "models" / "dpo")
+    tables = RolloutTables(tmp_path / "work")
+    tables.folder.mkdir()
+    for step in range(1, 10):
+        rollouts = {
+            "prompt": [f"{HOSTILE} question {step}"] * 8,
+            "completion": [f"answer {step} {i}" for i in range(8)],
+            "exact_match": [0.25] * 7 + [None],
+            "reward": [0.25] * 8,
+            "advantage": [1.375] * 8,
+            "num_tokens": [5] * 8,
+            "is_finished": [False] * 8,
+        }
+        tables.keep(step - 1, rollouts, ["exact_match"])
+    join_tables(tables.folder, tmp_path / "reports" / "grpo" / "rollouts" / "rollouts.parquet")
+    (tmp_path / "reports" / "grpo" / "curve.csv").write_text("step,train/reward\n1,0.1\n2,0.3\n")
+    page = Page(write_report(tmp_path, run).read_text())
+    for part in (
+        "question 1",
+        "answer 1 0",
+        "answer 5 3",
+        "answer 9 3",
+        "exact_match 0.250",
+        "advantage 1.375",
+        "cut off",
+    ):
+        assert part in page.text, part
+    assert "answer 1 4" not in page.text  # four of the first, the middle and the last step
+    assert "question 2" not in page.text
+    assert "off: prepare.preferences is null" in page.text
+    assert "script" not in page.tags
 
 
 def test_a_report_needs_nothing_but_itself(html):
@@ -126,7 +165,7 @@ def test_a_refused_figure_leaves_the_report_whole(tmp_path):
     figure.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     page = Page(write_report(tmp_path, run).read_text())
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 3 + 3 * 2 + 5
+    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 5
 
 
 def test_numbers_are_written_for_readers():

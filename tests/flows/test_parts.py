@@ -13,11 +13,12 @@ from rich.console import Console
 
 from flows.settings import apply_settings, has_prefect_server, mlflow_ui_command, prefect_ui_command
 from flows.terminal import print_end
+from stages.off import write_nothing
 from tasks.display import Display, in_words
 from tasks.estimates import estimate
 from tasks.history import PastRun, add_to_history, read_history
 from tasks.progress import Progress, read_progress
-from tasks.summary import RunSummary, StageSummary, load_last_run, save_last_run
+from tasks.summary import RunSummary, StageSummary, cached_summary, load_last_run, save_last_run
 from tuneline.errors import TunelineError
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -110,6 +111,37 @@ def test_the_table_shows_time_state_and_metrics(settings: Path):
     lines = [line.split() for line in shown.getvalue().splitlines()]
     assert ["sft", "-", "cached"] in lines
     assert ["evaluate", "1:15", "ran", "sft/accuracy", "0.5,", "dpo/accuracy", "0.812"] in lines
+
+
+def test_a_stage_that_is_off_says_so_and_why(settings: Path):
+    shown = io.StringIO()
+    off = StageSummary("dpo", "ran", 2.5, {}, "off: prepare.preferences is null")
+    run = run_of(StageSummary("sft", "ran", 60.0, {"steps": 30}), off)
+    print_end(settings, Console(file=shown, width=120), run)
+    lines = [line.split() for line in shown.getvalue().splitlines()]
+    assert ["dpo", "-", "off", "prepare.preferences", "is", "null"] in lines
+    add_to_history(settings, run)
+    assert set(read_history(settings, "toy")) == {"sft"}  # nothing to estimate from
+
+
+def test_what_a_stage_that_is_off_left_is_read_again(tmp_path: Path):
+    write_nothing("dpo", tmp_path, "off: prepare.preferences is null")
+    (tmp_path / "final").rename(tmp_path / "dpo")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "dpo").rename(tmp_path / "models" / "dpo")
+    summary = cached_summary(tmp_path, {"name": "toy"}, ["sft", "dpo"])
+    assert [stage.shown_state for stage in summary.stages] == ["cached", "off"]
+    assert summary.all_cached
+
+
+def test_grpo_takes_as_many_steps_as_its_completions_fill(tmp_path: Path):
+    (tmp_path / "reports" / "prepare").mkdir(parents=True)
+    (tmp_path / "reports" / "prepare" / "metrics.json").write_text(json.dumps({"prompts/train": 100}))
+    training = {"per_device_train_batch_size": 16, "num_train_epochs": 1}
+    expected = estimate(tmp_path, "grpo", {"grpo": {"training": training}}, None, prepared=True)
+    assert (expected.steps, expected.tokens) == (50, None)  # 100 prompts x 8 completions in batches of 16
+    rloo = {"method": "rloo", "training": {**training, "num_iterations": 2}}
+    assert estimate(tmp_path, "grpo", {"grpo": rloo}, None, prepared=True).steps == 25  # 2 completions, twice
 
 
 def test_a_run_without_work_says_so(settings: Path):

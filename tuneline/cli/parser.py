@@ -5,7 +5,7 @@ import difflib
 import re
 from typing import NoReturn
 
-STAGES = ("prepare", "sft", "reward", "dpo", "evaluate")
+STAGES = ("prepare", "sft", "reward", "dpo", "grpo", "evaluate")
 
 _EXAMPLES = """\
 examples:

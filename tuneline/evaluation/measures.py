@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tuneline.evaluation.divergence import Divergences
 from tuneline.evaluation.intervals import Interval, bootstrap_interval, pearson, spearman, wilson_interval, win_rate
+from tuneline.evaluation.pass_at_k import mean_pass_at_k
 from tuneline.evaluation.preferences import calibration, pairwise_accuracy, preference_for_longer
 from tuneline.evaluation.sampling import Completion
 
@@ -23,6 +24,7 @@ class Answers:
     correct: list[bool | None]  # None where no solution is known
     rewards: list[float] | None = None  # by the reward model, if there is one
     divergences: Divergences | None = None  # from the baseline; of completions sampled at temperature 1
+    all_correct: list[list[bool | None]] = field(default_factory=list)  # of all completions; empty where one was drawn
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class ScoredPairs:
     tasks: list[str | None] = field(default_factory=list)  # empty where none is known
 
 
-def policy_measures(answers: Answers, baseline: Answers | None, seed: int) -> Measures:
+def policy_measures(answers: Answers, baseline: Answers | None, seed: int, pass_at: Sequence[int] = ()) -> Measures:
     """All that is measured of a policy over the whole test set; what cannot be is left out.
 
     Args:
         baseline: what the policy is compared with; None for the baseline itself.
         seed: of the bootstrap.
+        pass_at: which pass@k to estimate.
     """
     lengths = [completion.num_tokens for completion in answers.completions]
     num_cut_off = sum(not completion.finished for completion in answers.completions)
@@ -49,6 +52,9 @@ def policy_measures(answers: Answers, baseline: Answers | None, seed: int) -> Me
     verified = [i for i, correct in enumerate(answers.correct) if correct is not None]
     if verified:
         measures["accuracy"] = accuracy(answers.correct)
+        drawn = answers.all_correct or [[correct] for correct in answers.correct]
+        known = [[bool(correct) for correct in drawn[i]] for i in verified]
+        measures |= {f"pass_at_{k}": mean_pass_at_k(known, k, seed) for k in pass_at}
     if verified and baseline is not None:
         own, other = ([float(bool(side.correct[i])) for i in verified] for side in (answers, baseline))
         measures["accuracy_gain"] = bootstrap_interval([a - b for a, b in zip(own, other, strict=True)], seed)
