@@ -1,17 +1,23 @@
-"""A child process that is asked over pipes, with a time-out on every answer, and that can be killed."""
+"""Child processes that are asked over pipes, with a time-out on every answer, and that can be killed."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import queue
 import select
 import subprocess
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+WorkerT = TypeVar("WorkerT")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 class Worker:
@@ -81,3 +87,40 @@ def _kill(process: subprocess.Popen, owner: int) -> None:
             with contextlib.suppress(OSError):
                 stream.close()
     process.wait()
+
+
+def each(
+    free: queue.SimpleQueue[WorkerT], ask: Callable[[WorkerT, ItemT], ResultT], items: Sequence[ItemT], at_once: int
+) -> list[ResultT]:
+    """Ask for every item, each time whichever worker is free; results in the order of the items.
+
+    Raises:
+        Exception: the first that `ask` raised, after all are done.
+    """
+    results: dict[int, ResultT] = {}
+    errors: dict[int, Exception] = {}
+    waiting = iter(range(len(items)))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                i = next(waiting, None)
+            if i is None:
+                return
+            worker = free.get()
+            try:
+                results[i] = ask(worker, items[i])
+            except Exception as error:
+                errors[i] = error
+            finally:
+                free.put(worker)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[min(errors)]
+    return [results[i] for i in range(len(items))]

@@ -17,7 +17,7 @@ from typing import Any
 
 _MAX_MESSAGE = 16 * 2**20
 _MAX_ITEMS = 100_000
-_CONTAINERS: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f"}
+_CONTAINERS: dict[Any, str] = {list: "l", tuple: "t", set: "s", frozenset: "f"}
 _BUILDERS: dict[str, Callable[[Any], Any]] = {"l": list, "t": tuple, "s": set, "f": frozenset}
 
 
@@ -94,7 +94,7 @@ def encode(value: Any, keep: Callable[[Any], list]) -> Any:
             return value if type(value) is plain else plain(value)
     for kind, mark in _CONTAINERS.items():
         if isinstance(value, kind):
-            return [mark, [encode(item, keep) for item in value]]
+            return [mark, [encode(item, keep) for item in iter(value)]]
     if isinstance(value, dict):
         return ["d", [[encode(key, keep), encode(item, keep)] for key, item in value.items()]]
     if isinstance(value, bytes | bytearray):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +136,8 @@ def _own_root(folder: str) -> None:
     standard_library = os.path.dirname(os.path.realpath(os.__file__))
     for path in (*_LIBRARIES, *_DEVICES, standard_library):
         _show(path, folder)
-    for path in Path(folder + standard_library).glob("*-packages"):
-        kernel.mount("none", str(path), "tmpfs", kernel.MS_RDONLY)
+    for packages in Path(folder + standard_library).glob("*-packages"):
+        kernel.mount("none", str(packages), "tmpfs", kernel.MS_RDONLY)
     os.mkdir(folder + "/tmp", 0o777)
     Path(folder, ".jail").touch()
     kernel.mount("none", folder, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
@@ -167,9 +168,9 @@ def _show(path: str, folder: str) -> None:
     kernel.mount("none", target, None, flags)
 
 
-def _tried(step: object) -> bool:
+def _tried(step: Callable[[], object]) -> bool:
     try:
-        step()  # type: ignore[operator]
+        step()
     except OSError:
         return False
     return True
@@ -179,7 +180,7 @@ def _allowed(flags: int) -> bool:
     return _succeeds(lambda: kernel.unshare(flags))
 
 
-def _succeeds(step: object) -> bool:
+def _succeeds(step: Callable[[], object]) -> bool:
     """Whether a step that cannot be undone works, tried in a child."""
     child = os.fork()
     if child == 0:

@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from tuneline.errors import RewardError
 from tuneline.logging import get_logger
 from tuneline.rewards.sandbox.jail import PROTECTIONS, Limits
-from tuneline.rewards.workers import Worker
+from tuneline.rewards.workers import Worker, each
 
 logger = get_logger(__name__)
 
@@ -93,30 +92,7 @@ class Sandboxes:
         """One verdict a job, in order; `num_workers` at a time."""
         if self._owner != os.getpid():  # a fork has no right to its parent's servers
             self.__init__(self.limits, self.num_workers)  # type: ignore[misc]
-        verdicts: list[Verdict | Exception | None] = [None] * len(jobs)
-        waiting = iter(range(len(jobs)))
-        lock = threading.Lock()
-
-        def work() -> None:
-            while True:
-                with lock:
-                    i = next(waiting, None)
-                if i is None:
-                    return
-                server = self._free.get()
-                try:
-                    verdicts[i] = server.check(jobs[i], self.limits)
-                except Exception as error:
-                    verdicts[i] = error
-                finally:
-                    self._free.put(server)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.num_workers, len(jobs)))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return [_require(verdict) for verdict in verdicts]
+        return each(self._free, lambda server, job: server.check(job, self.limits), jobs, self.num_workers)
 
     def close(self) -> None:
         """End the servers; the next job starts them again."""
@@ -124,13 +100,6 @@ class Sandboxes:
         for server in servers:
             server.close()
             self._free.put(server)
-
-
-def _require(verdict: Verdict | Exception | None) -> Verdict:
-    if isinstance(verdict, Verdict):
-        return verdict
-    assert verdict is not None
-    raise verdict
 
 
 class _Server:
