@@ -35,8 +35,8 @@ class Metrics:
             if sign:
                 assert isinstance(value, Tensor)
                 nothing = value.new_full((1,), -torch.inf, dtype=torch.float32)
-                values = sign * value.detach().float().flatten() if counted else nothing
-                extreme = torch.cat([values, nothing]).amax()
+                found = sign * value.detach().float().flatten() if counted else nothing
+                extreme = torch.cat([found, nothing]).amax()
                 known = self._extremes.get(name)
                 self._extremes[name] = extreme if known is None else torch.maximum(known, extreme)
                 continue

@@ -44,22 +44,25 @@ def narrow_last_layer(model: PreTrainedModel) -> None:
 
 
 def _tell(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    segments = kwargs.get("segments")
+    segments: Any = kwargs.get("segments")
     read = None if segments is None else segments.read
     for name, module in layer.named_modules():
         if name in _BY_TOKEN:
-            module.positions_read = None if read is None or len(read) > _WORTH_IT_BELOW * segments.num_tokens else read
+            is_worth_it = read is not None and len(read) <= _WORTH_IT_BELOW * segments.num_tokens
+            module.positions_read = read if is_worth_it else None
 
 
 def _gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    if module.positions_read is None:
+    read: Any = module.positions_read
+    if read is None:
         return None
-    module.num_positions = args[0].shape[1]
-    return (args[0].index_select(1, module.positions_read), *args[1:])
+    module.num_positions = args[0].shape[1]  # type: ignore[assignment]
+    return (args[0].index_select(1, read), *args[1:])
 
 
 def _scatter(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    if module.positions_read is None:
+    read: Any = module.positions_read
+    if read is None:
         return None
-    whole = output.new_zeros(output.shape[0], module.num_positions, output.shape[2])
-    return whole.index_copy(1, module.positions_read, output)
+    num_positions: Any = module.num_positions
+    return output.new_zeros(output.shape[0], num_positions, output.shape[2]).index_copy(1, read, output)

@@ -68,11 +68,11 @@ class BaseTrainer(Trainer):
 
     # What a method writes
 
-    def loss(self, model: nn.Module, trees: PromptTrees) -> Tensor:
-        """(items,): the loss of each item of a batch."""
+    def loss(self, model: nn.Module, trees: Any) -> Tensor:
+        """(items,): the loss of each item of a batch, `PromptTrees` unless a trainer makes its own."""
         raise NotImplementedError
 
-    def num_items(self, trees: PromptTrees) -> Tensor | int:
+    def num_items(self, trees: Any) -> Tensor | int:
         """Items of a batch: what its loss is a mean over."""
         raise NotImplementedError
 

@@ -1,0 +1,152 @@
+"""How an online trainer comes by experience: draw rollouts, reward them, and ask policy and reference about them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tuneline.advantages import combine_rewards, has_spread
+from tuneline.environments import Interaction
+from tuneline.logprobs import token_logprobs
+from tuneline.rewards.calling import Pending, RewardFunctions, Scores
+from tuneline.rollout.protocol import RolloutEngine
+from tuneline.trainers.drawing import Drawn, RolloutFunction, draw, draw_with
+from tuneline.trainers.experience import ScoredRollout, lay_out_rollouts, sampler_logprobs, support_of
+
+if TYPE_CHECKING:
+    from tuneline.trainers.online import OnlineTrainer
+
+
+class Collector:
+    """The parts of collecting, for one trainer.
+
+    Args:
+        engine: draws completions.
+        rollout_func: makes the rollouts instead.
+        interaction: tools and environments.
+    """
+
+    def __init__(
+        self,
+        trainer: OnlineTrainer,
+        engine: RolloutEngine,
+        rewards: RewardFunctions,
+        interaction: Interaction | None,
+        rollout_func: RolloutFunction | None,
+    ):
+        self.trainer, self.engine, self.rewards = trainer, engine, rewards
+        self.interaction, self.rollout_func = interaction, rollout_func
+        self.seconds: dict[str, float] = defaultdict(float)  # by phase, since the trainer was made
+        self._weights_of_engine: int | None = None  # the step whose weights it has
+
+    def draw(self, rows: list[dict[str, Any]], seeds: list[int]) -> Drawn:
+        """A rollout a row, by the weights of this step."""
+        if self.rollout_func is not None:
+            return draw_with(self.rollout_func, rows, self.trainer)
+        policy = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        if self._weights_of_engine != self.trainer.state.global_step:
+            self.engine.sync_weights(policy)
+            self._weights_of_engine = self.trainer.state.global_step
+        with self.trainer.compute_loss_context_manager():
+            return draw(
+                self.engine,
+                self.trainer.processing_class,
+                rows,
+                seeds,
+                self.trainer.sampling,
+                chat_template_kwargs=self.trainer.args.template_kwargs,
+                interaction=self.interaction,
+                max_length=self.trainer.args.max_length,
+            )
+
+    def start_rewards(self, drawn: Drawn) -> Pending:
+        """Begin to reward, in the background."""
+        names = dict.fromkeys(name for row in drawn.rows for name in row if name != "prompt")
+        return self.rewards.start(
+            prompts=[row["prompt"] for row in drawn.rows],
+            completions=drawn.completions,
+            completion_ids=[rollout.completion_ids for rollout in drawn.rollouts],
+            columns={name: [row.get(name) for row in drawn.rows] for name in names},
+            trainer_state=self.trainer.state,
+            environments=drawn.environments,
+        )
+
+    def score(self, scored: list[ScoredRollout]) -> None:
+        """What policy and reference say of the targets, micro-batch by micro-batch."""
+        policy = self.trainer.model_wrapped
+        was_training = policy.training
+        size = self.trainer.args.per_device_train_batch_size
+        needs_old, reference = self.trainer.needs_old_logprobs, self.trainer.reference
+        policy.eval()
+        for start in range(0, len(scored), size) if needs_old or reference is not None else ():
+            chunk = scored[start : start + size]
+            rollouts = [one.rollout for one in chunk]
+            trees, support = lay_out_rollouts(rollouts).to(self.trainer.args.device), support_of(rollouts)
+            support = None if support is None else support.to(self.trainer.args.device)
+            answers: dict[str, Tensor] = {}
+            with self.trainer.compute_loss_context_manager():
+                if needs_old:
+                    found = token_logprobs(
+                        policy, trees, temperature=self.trainer.sampling.temperature, with_entropy=True, support=support
+                    )
+                    answers |= {"old_logprobs": found.logprobs, "old_entropies": found.entropies}
+                if reference is not None:
+                    answers["ref_logprobs"] = reference.logprobs(trees, self.trainer.sampling.temperature, support)
+            bounds = [one.num_targets for one in chunk]
+            for one, *values in zip(chunk, *(v.cpu().split(bounds) for v in answers.values()), strict=True):
+                one.by_target |= dict(zip(answers, values, strict=True))
+        policy.train(was_training)
+        for one in scored:
+            one.by_target["sampler_logprobs"] = sampler_logprobs(one.rollout)
+
+    def record_rollouts(self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor) -> None:
+        """The metrics of a generation; `rewards` (rollouts, functions) and `group_ids` are of all processes."""
+        lengths = torch.tensor([float(len(one.completion_ids)) for one in drawn.rollouts])
+        finished = torch.tensor([one.is_finished for one in drawn.rollouts], dtype=torch.bool)
+        self.trainer.record(
+            {
+                **{f"completions/{name}_length": lengths for name in ("mean", "min", "max")},
+                **{f"completions/{name}_terminated_length": lengths[finished] for name in ("mean", "min", "max")},
+                "completions/clipped_ratio": (~finished).float(),
+                **{f"reward_failures/{name}": torch.tensor(float(n)) for name, n in scores.failures.items() if n},
+                **{name: torch.tensor(value) for name, value in scores.metrics.items()},
+            }
+        )
+        if drawn.counts is not None:
+            self.trainer.record({name: torch.tensor(value) for name, value in drawn.counts.metrics().items()})
+        total = combine_rewards(rewards, self.rewards.weights)
+        if not len(total):
+            return
+        for name, column in zip(self.rewards.names, rewards.unbind(1), strict=True):
+            self.trainer.record(
+                {f"rewards/{name}/mean": column[~column.isnan()], f"rewards/{name}/std": _deviation(column)}
+            )
+        self.trainer.record({"reward": total[~total.isnan()], "reward_std": _deviation(total)})
+        self.trainer.record({"frac_reward_zero_std": (~has_spread(total, group_ids)).float()})
+
+    def of_all(self, values: Tensor) -> Tensor:
+        """The rows of all processes behind one another, on the CPU; each may have another number of them."""
+        if self.trainer.accelerator.num_processes == 1:
+            return values
+        counts = self.trainer.accelerator.gather(torch.tensor([len(values)], device=self.trainer.args.device)).tolist()
+        whole = values.new_zeros(max(counts), *values.shape[1:])
+        whole[: len(values)] = values
+        parts = self.trainer.accelerator.gather(whole[None].to(self.trainer.args.device)).cpu()
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - begun
+
+
+def _deviation(values: Tensor) -> Tensor:
+    values = values[~values.isnan()].double()
+    return values.std() if len(values) > 1 else values.new_zeros(())

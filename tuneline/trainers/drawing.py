@@ -1,0 +1,161 @@
+"""From rows of a dataset to rollouts: single completions, conversations with tools and environments, or what a user's
+function makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.data.formats import is_messages
+from tuneline.data.rendering import Rows, tokenize_values
+from tuneline.environments import Counts, Interaction
+from tuneline.errors import DataError, RolloutError
+from tuneline.rollout.protocol import Request, Rollout, RolloutEngine, Sampling
+
+RolloutFunction = Callable[[list[Any], Any], Mapping[str, Any]]
+
+
+@dataclass
+class Drawn:
+    """Rollouts and what is known of them; one entry a row."""
+
+    rows: list[dict[str, Any]]
+    rollouts: list[Rollout]
+    completions: list[Any]  # text, or messages where the prompt is messages
+    environments: list[Any] | None = None
+    counts: Counts | None = None  # of tool calls
+
+    def replace(self, positions: Sequence[int], other: Drawn) -> None:
+        """Put the entries of `other` at these positions."""
+        for place, i in enumerate(positions):
+            self.rows[i], self.rollouts[i] = other.rows[place], other.rollouts[place]
+            self.completions[i] = other.completions[place]
+            if self.environments is not None and other.environments is not None:
+                self.environments[i] = other.environments[place]
+        if self.counts is not None and other.counts is not None:
+            self.counts = self.counts + other.counts
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[list[int]]:
+    """Token ids of the rows' `prompt`, text or messages, the latter with the mark that opens the answer."""
+    columns: dict[str, list[Any]] = {"prompt": [row["prompt"] for row in rows]}
+    if any(row.get("tools") for row in rows):
+        columns["tools"] = [row.get("tools") for row in rows]
+    if chat_template_kwargs or any(row.get("chat_template_kwargs") for row in rows):
+        given = [dict(chat_template_kwargs or {}) | dict(row.get("chat_template_kwargs") or {}) for row in rows]
+        columns["chat_template_kwargs"] = given
+    table = Rows(columns, range(len(rows)))
+    return tokenize_values(tokenizer, table, table.texts_or_messages("prompt"), add_generation_prompt=True)
+
+
+def draw(
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    interaction: Interaction | None = None,
+    max_length: int | None = None,
+) -> Drawn:
+    """A rollout for each row; equal rows that follow one another are one request.
+
+    Raises:
+        DataError: a row without a prompt, or with one that is neither text nor messages.
+        RolloutError: the engine failed.
+    """
+    if interaction is not None:
+        rollouts, environments, counts = interaction.run(
+            engine, rows, seeds, sampling, max_completion_length=sampling.max_new_tokens, max_length=max_length
+        )
+        completions = [_completion(tokenizer, row, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
+        return Drawn(list(rows), rollouts, completions, environments, counts)
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
+    prompts = encode_prompts(tokenizer, [rows[i] for i in starts], chat_template_kwargs)
+    bounds = [*starts, len(rows)]
+    requests = [
+        Request(ids, seeds[start:end], _room(ids, sampling, max_length))
+        for ids, start, end in zip(prompts, bounds, bounds[1:], strict=False)
+    ]
+    drawn = engine.generate(requests, sampling)
+    rollouts = [
+        Rollout(list(request.prompt_ids), one.ids, one.logprobs, one.is_finished, support=one.support)
+        for request, group in zip(requests, drawn, strict=True)
+        for one in group
+    ]
+    completions = [_completion(tokenizer, row, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
+    return Drawn(list(rows), rollouts, completions)
+
+
+def draw_with(function: RolloutFunction, rows: Sequence[dict[str, Any]], trainer: Any) -> Drawn:
+    """Rollouts by a user's function: it takes the prompts and the trainer, and gives `prompt_ids`, `completion_ids`,
+    `logprobs`, perhaps `env_mask` (1 where the policy wrote), and further columns for the reward functions.
+
+    Raises:
+        RolloutError: something is missing, or has another length.
+    """
+    given = dict(function([row["prompt"] for row in rows], trainer))
+    columns = {}
+    for name in ("prompt_ids", "completion_ids", "logprobs"):
+        if name not in given:
+            raise RolloutError(
+                f"rollout_func gave {sorted(given)} and no {name!r}; it has to give a list, one a prompt."
+            )
+    for name, values in given.items():
+        columns[name] = values if isinstance(values, list) else [values] * len(rows)
+        if len(columns[name]) != len(rows):
+            raise RolloutError(
+                f"rollout_func gave {len(columns[name])} {name!r} for {len(rows)} prompts; give one each."
+            )
+    own = {"prompt_ids", "completion_ids", "logprobs", "env_mask"}
+    tokenizer = trainer.processing_class
+    stops = set(trainer.sampling.stop_token_ids)
+    rollouts, filled = [], []
+    for i, row in enumerate(rows):
+        ids = list(columns["completion_ids"][i])
+        logprobs = columns["logprobs"][i]
+        logprobs = [float("nan")] * len(ids) if logprobs is None else list(logprobs)
+        mask = list(columns["env_mask"][i]) if columns.get("env_mask", [None])[0] is not None else None
+        if not ids or len(logprobs) != len(ids) or (mask is not None and len(mask) != len(ids)):
+            masked = "" if mask is None else f" and {len(mask)} env_mask entries"
+            raise RolloutError(
+                f"rollout_func gave completion {i} with {len(ids)} ids, {len(logprobs)} logprobs{masked}; give at "
+                "least one, and as many of each."
+            )
+        extra = {name: values[i] for name, values in columns.items() if name not in own}
+        rollouts.append(Rollout(list(columns["prompt_ids"][i]), ids, logprobs, ids[-1] in stops, mask))
+        filled.append({**row, **extra})
+    completions = [_completion(tokenizer, row, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
+    return Drawn(filled, rollouts, completions)
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], rollout: Rollout) -> Any:
+    """What the reward functions see: in the notation of the prompt, without special tokens."""
+    if rollout.messages is not None:
+        return rollout.messages
+    text = tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
+    prompt = row["prompt"]
+    if not is_messages(prompt):
+        return text
+    begun = prompt[-1]["content"] if prompt and prompt[-1]["role"] == "assistant" else ""
+    return [{"role": "assistant", "content": f"{begun}{text}"}]
+
+
+def _room(prompt_ids: Sequence[int], sampling: Sampling, max_length: int | None) -> int | None:
+    if max_length is None:
+        return None
+    room = max_length - len(prompt_ids)
+    if room < 1:
+        raise DataError(
+            f"A prompt has {len(prompt_ids)} tokens, which leaves no room for a completion within max_length="
+            f"{max_length}; raise it, or leave such prompts out of the data."
+        )
+    return min(room, sampling.max_new_tokens)

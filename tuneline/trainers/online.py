@@ -1,0 +1,367 @@
+"""What trainers share that learn from completions they draw themselves: collect, then train on what was collected.
+
+Collecting happens in `get_batch_samples`, which transformers calls once an optimizer step: rollouts, rewards and scores
+are made there, and micro-batches handed out. Steps, schedulers, checkpoints and resume then see ordinary training. All
+that is drawn comes from (seed, step, number in the batch), so a resumed run draws what the whole one did.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback
+
+from tuneline.environments import Interaction
+from tuneline.errors import ConfigError, DataError
+from tuneline.logging import get_logger
+from tuneline.models.layouts import base_model
+from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
+from tuneline.rewards.calling import RewardFunctions
+from tuneline.rollout.protocol import RolloutEngine, rollout_seed
+from tuneline.rollout.stopping import stop_token_ids
+from tuneline.rollout.transformers_engine import TransformersEngine
+from tuneline.trainers.base import BaseTrainer, Rows, default_args, ready_tokenizer, reject_prompt_learning
+from tuneline.trainers.collecting import Collector
+from tuneline.trainers.completions_log import CompletionsLog, RolloutTable, rollout_table
+from tuneline.trainers.drawing import Drawn, RolloutFunction
+from tuneline.trainers.experience import (
+    Experience,
+    ScoredRollout,
+    make_experience,
+)
+from tuneline.trainers.online_config import OnlineConfig
+from tuneline.trainers.online_state import OnlineState
+from tuneline.trainers.prompts import RepeatedStream, RepeatSampler
+from tuneline.trainers.reference import Reference, SyncReference, add_reference_adapter, frozen_copy
+
+logger = get_logger(__name__)
+
+RolloutListener = Callable[[int, RolloutTable], None]
+
+
+class OnlineTrainer(BaseTrainer):
+    """Base of the online trainers. A subclass writes `assign_credit`, `loss` and `num_items`.
+
+    Args:
+        model: a causal language model, its name or folder, or a PEFT model.
+        reward_funcs: one or several of: a function with TRL's signature, sync or async; the name of a built-in; a
+            sequence classifier, its name or folder; a URL.
+        train_dataset, eval_dataset: rows with a `prompt`, text or messages; their other columns go to the rewards.
+        reward_processing_classes: tokenizers of reward models, one a function.
+        interaction: tools and environments.
+        rollout_func: makes the rollouts instead of the engine.
+        rollout_engine: draws completions; None for the model itself, or vLLM where the configuration says so.
+
+    Raises:
+        ConfigError, DataError, ModelError: before any training.
+    """
+
+    args: OnlineConfig
+    config_class: type = OnlineConfig
+    method = "Online"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+        rollout_engine: RolloutEngine | None = None,
+        rollout_func: RolloutFunction | None = None,
+        make_interaction: Callable[[Any, Sequence[int]], Interaction] | None = None,
+    ):
+        args = default_args(self.config_class, model, self.method) if args is None else args
+        if isinstance(model, str):
+            quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
+            model = load_causal_lm(
+                model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
+            )
+        tokenizer = ready_tokenizer(processing_class, model, args)
+        continues_adapter = isinstance(model, PeftModel) and peft_config is None
+        policy: Any = add_adapter(model, peft_config)
+        reject_prompt_learning(policy)
+        if args.disable_dropout:
+            disable_dropout(policy)
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            _check_rows(name, rows)
+        self.sampling = args.sampling(stop_token_ids(base_model(policy), tokenizer))
+        interaction = None if make_interaction is None else make_interaction(tokenizer, self.sampling.stop_token_ids)
+        self.rewards = _reward_functions(reward_funcs, reward_processing_classes, interaction, args)
+        ref_model = None
+        if args.beta:
+            if continues_adapter:
+                add_reference_adapter(policy)
+            elif not isinstance(policy, PeftModel):
+                ref_model = frozen_copy(policy)
+        if args.sync_ref_model and ref_model is None:
+            raise ConfigError(
+                "sync_ref_model=True moves a reference model of its own, and there is none: it needs beta above 0 and "
+                "a model without adapters."
+            )
+        self.queue: deque[Experience] = deque()
+        self.listeners: list[RolloutListener] = []
+        self._num_evaluated = 0
+        self.step_num_items = self.step_num_targets = torch.ones(())
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=list,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.reference = Reference(ref_model, self) if args.beta else None
+        if args.sync_ref_model:
+            assert ref_model is not None
+            self.add_callback(
+                SyncReference(
+                    ref_model, self.accelerator, alpha=args.ref_model_mixup_alpha, every=args.ref_model_sync_steps
+                )
+            )
+        self.add_callback(OnlineState(self))
+        engine = rollout_engine or self._default_engine()
+        self.collector = Collector(self, engine, self.rewards, interaction, rollout_func)
+        if args.log_completions:
+            self.add_rollout_listener(CompletionsLog(args))
+
+    # What a method writes
+
+    def num_items(self, experience: Any) -> Any:
+        """() of a micro-batch: what its losses are a mean over."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, experience: Any) -> Tensor:
+        """(targets,): what the loss of the step is the sum of, over its number of items."""
+        raise NotImplementedError
+
+    def assign_credit(self, rewards: Tensor, group_ids: Tensor, drawn: Drawn, scored: list[ScoredRollout]) -> Tensor:
+        """(rollouts,): advantages from `rewards` (rollouts, functions), all of them over all processes; `drawn` and
+        `scored` are this process's."""
+        raise NotImplementedError
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the policy that drew is asked again before training: not where it is the one that trains."""
+        return (
+            self.args.gradient_accumulation_steps % (self.args.num_batches_a_generation * self.args.num_iterations) != 0
+        )
+
+    @property
+    def reads_every_target(self) -> bool:
+        """Whether the loss reads completions of advantage 0 too."""
+        return self.args.beta != 0
+
+    def algorithm_state(self) -> dict[str, Any]:
+        """Numbers that the algorithm adapts, for a checkpoint."""
+        return {}
+
+    def load_algorithm_state(self, numbers: dict[str, Any]) -> None:
+        """Take back what `algorithm_state` gave."""
+
+    # What users may call
+
+    def add_rollout_listener(self, listener: RolloutListener) -> None:
+        """Have the main process call `listener(step, table)` with all rollouts of each generation."""
+        self.listeners.append(listener)
+
+    # The loop
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        if 0 < self.state.max_steps <= self.state.global_step:
+            return [], torch.ones((), device=device)
+        batches: list[Experience] = []
+        for number, (_, rows) in enumerate(zip(range(num_batches), epoch_iterator, strict=False)):
+            if not self.queue:
+                a = self.args
+                experiences = self.collect(rows, a.num_batches_a_generation, a.num_generations, (number,))
+                self.queue.extend(one for _ in range(a.num_iterations) for one in experiences)
+            batches.append(self.queue.popleft().to(device))
+        return batches, self.count_batches(batches, device)
+
+    def count_batches(self, batches: list[Any], device: torch.device) -> Tensor:
+        """The items of an optimizer step, over all processes."""
+        counts = torch.zeros(3, dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+        for one in batches:
+            items = torch.as_tensor(self.num_items(one), device=device)
+            counts += torch.stack([items, one.num_targets, one.num_tokens])
+        items, targets, tokens = self.accelerator.reduce(counts, "sum")
+        self.step_num_items, self.step_num_targets = items.clamp(min=1), targets.clamp(min=1)
+        self._tokens_of_step = tokens.long()
+        self.count_step(batches)
+        return self.step_num_items
+
+    @torch.no_grad()
+    def collect(
+        self, rows: list[dict[str, Any]], num_batches: int, group_size: int, key: tuple[Any, ...]
+    ) -> list[Experience]:
+        """Rollouts of these rows, rewarded and scored, as micro-batches.
+
+        Args:
+            rows: those of this process, the rows of a group behind one another.
+            key: with the seed and the step it names all that is drawn.
+        """
+        first = self.accelerator.process_index * len(rows)
+        group_ids = self.collector.of_all(torch.arange(first, first + len(rows)) // group_size)
+        seeds = [rollout_seed(self.args.seed, self.state.global_step, *key, first + i) for i in range(len(rows))]
+        with self.collector.timed("rollout"):
+            drawn = self.collector.draw(rows, seeds)
+        pending = self.collector.start_rewards(drawn)
+        scored = [ScoredRollout(rollout) for rollout in drawn.rollouts]
+        if not self._may_replace:
+            with self.collector.timed("scoring"):
+                self.collector.score(scored)
+        with self.collector.timed("rewards"):
+            scores = pending.result()
+        rewards = self.collector.of_all(scores.values)
+        if self._may_replace:
+            rewards = self._replace(drawn, rewards, group_ids, key)
+            scored = [ScoredRollout(rollout) for rollout in drawn.rollouts]
+            with self.collector.timed("scoring"):
+                self.collector.score(scored)
+        advantages = self.assign_credit(rewards, group_ids, drawn, scored)
+        self.collector.record_rollouts(drawn, scores, rewards, group_ids)
+        for one, advantage in zip(scored, advantages[first : first + len(rows)].tolist(), strict=True):
+            one.advantage = advantage
+            cut_off = self.args.mask_truncated_completions and not one.rollout.is_finished
+            one.counts_targets = not cut_off
+            idle = advantage == 0 and self.args.skip_zero_advantages and not self.reads_every_target
+            one.learns = not cut_off and not idle
+        if self.listeners:
+            table = rollout_table(self, drawn, scores, rewards, advantages)
+            if self.is_world_process_zero():
+                for listener in self.listeners:
+                    listener(self.state.global_step, table)
+        size = -(-len(scored) // num_batches)
+        return [make_experience(scored[start : start + size]) for start in range(0, len(scored), size)]
+
+    @property
+    def _may_replace(self) -> bool:
+        return False
+
+    def _replace(self, drawn: Drawn, rewards: Tensor, group_ids: Tensor, key: tuple[Any, ...]) -> Tensor:
+        """Dynamic sampling, where a method has it."""
+        raise NotImplementedError
+
+    def floating_point_ops(self, inputs: Experience) -> int:
+        return super().floating_point_ops(inputs.trees)
+
+    # Evaluation
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._num_evaluated = 0
+        return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows = inputs[: self._num_real_trees(len(inputs))]
+        self._num_evaluated += 1
+        group_size = self.args.completions_a_prompt_in_evaluation
+        found = self.collect(rows, 1, group_size, ("evaluation", self._num_evaluated))
+        if not found:
+            return torch.zeros((), device=self.args.device), None, None
+        experience = found[0].to(self.args.device)
+        num_items = torch.as_tensor(self.num_items(experience)).clamp(min=1)
+        self.step_num_items, self.step_num_targets = num_items, experience.num_targets.clamp(min=1)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses = self.loss(model, experience)
+        self.record({"loss": (losses.sum(), num_items)})
+        return losses.sum() / num_items, None, None
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        a = self.args
+        per_process = a.per_device_train_batch_size * a.num_batches_a_generation
+        num_prompts = per_process * a.world_size // a.num_generations
+        repeats = a.num_batches_a_generation * a.num_iterations
+        return self._loader(self.train_dataset, per_process, a.num_generations, num_prompts, repeats, a.shuffle_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        a = self.args
+        group_size, total = a.completions_a_prompt_in_evaluation, a.per_device_eval_batch_size * a.world_size
+        if total % group_size:
+            raise ConfigError(
+                f"the evaluation batch of {total} completions (per_device_eval_batch_size x processes) is no multiple "
+                f"of the {group_size} completions a prompt (num_generations_eval); change one of them."
+            )
+        return self._loader(rows, a.per_device_eval_batch_size, group_size, 1, 1, False)
+
+    def _loader(
+        self, rows: Any, batch_size: int, group_size: int, num_prompts: int, repeats: int, shuffle: bool
+    ) -> DataLoader:
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "collate_fn": list,
+            "num_workers": self.args.dataloader_num_workers,
+        }
+        if isinstance(rows, IterableDataset):
+            stream = RepeatedStream(rows, group_size, num_prompts, repeats)
+            return self.accelerator.prepare(DataLoader(stream, **options))
+        sampler = RepeatSampler(len(rows), group_size, num_prompts, repeats, shuffle, self.args.seed)
+        if not len(sampler):
+            raise DataError(f"the dataset has {len(rows)} rows, and a generation asks {num_prompts}; lower the batch.")
+        return self.accelerator.prepare(DataLoader(rows, sampler=sampler, **options))
+
+    def _default_engine(self) -> RolloutEngine:
+        if self.args.use_vllm:
+            from tuneline.rollout.vllm import make_vllm_engine
+
+            return make_vllm_engine(self.args, self.model, self.processing_class)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "the transformers engine draws with the model in training, whose weights are spread over processes "
+                "here; set use_vllm=True, or train with DDP."
+            )
+        return TransformersEngine(self.model, max_cached_tokens=self.args.generation_tokens)
+
+
+def _reward_functions(functions: Any, tokenizers: Any, interaction: Interaction | None, args: Any) -> RewardFunctions:
+    functions = list(functions) if isinstance(functions, list | tuple) else [] if functions is None else [functions]
+    own = [] if interaction is None else interaction.reward_functions
+    if not functions and not own:
+        raise ConfigError("there is nothing to reward with; pass reward_funcs, or environments that have get_reward.")
+    weights = args.reward_weights
+    if weights is not None and len(weights) != len(functions):
+        raise ConfigError(f"reward_weights has {len(weights)} values for {len(functions)} reward_funcs; give one each.")
+    if isinstance(tokenizers, list | tuple):
+        tokenizers = [*tokenizers, *[None] * len(own)]
+    return RewardFunctions(
+        [*functions, *own],
+        weights=None if weights is None else [*weights, *[1.0] * len(own)],
+        tokenizers=tokenizers,
+        timeout=args.reward_timeout,
+        on_error=args.on_reward_error,
+    )
+
+
+def _check_rows(name: str, rows: Any) -> None:
+    if isinstance(rows, dict):
+        for key, part in rows.items():
+            _check_rows(f"{name}[{key!r}]", part)
+    elif rows is not None:
+        if not isinstance(rows, Dataset | IterableDataset):
+            raise DataError(f"{name} is a {type(rows).__name__}; pass a datasets.Dataset or IterableDataset.")
+        names = rows.column_names
+        if names is not None and "prompt" not in names:
+            raise DataError(f"{name} has the columns {names} and no 'prompt'; rename the one that holds the prompts.")

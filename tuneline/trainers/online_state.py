@@ -1,0 +1,49 @@
+"""What an online trainer's checkpoint carries beside weights: the experience that waits to be learned from, and the
+numbers that its algorithm adapts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from tuneline.errors import ConfigError
+from tuneline.trainers.experience import load_experiences, save_experiences
+
+
+class OnlineState(TrainerCallback):
+    """Each process writes its part into the checkpoint and reads it back, so that a resumed run is the same run."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = self._folder(args, state)
+        folder.mkdir(parents=True, exist_ok=True)
+        queue = list(self.trainer.queue)
+        if queue:
+            save_experiences(queue, folder / f"experience-{args.process_index}.safetensors")
+        numbers = {"num_queued": len(queue), **self.trainer.algorithm_state()}
+        (folder / f"state-{args.process_index}.json").write_text(json.dumps(numbers))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.queue.clear()
+        if state.global_step == 0:
+            return
+        path = self._folder(args, state) / f"state-{args.process_index}.json"
+        if not path.is_file():
+            raise ConfigError(
+                f"cannot resume: {path} is missing, which holds what this process had still to learn from; resume with "
+                "as many processes as the checkpoint was written by."
+            )
+        numbers = json.loads(path.read_text())
+        if numbers.pop("num_queued"):
+            experiences = load_experiences(path.with_name(f"experience-{args.process_index}.safetensors"))
+            self.trainer.queue.extend(experiences)
+        self.trainer.load_algorithm_state(numbers)
+
+    @staticmethod
+    def _folder(args: Any, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "online"
