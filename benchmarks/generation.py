@@ -165,6 +165,7 @@ def _table(work: GenerationWork, sides: dict[str, dict[str, float]]) -> Table:
 
     row("completion tokens/s", lambda side: side["tokens"] / side["seconds"], ",.0f", "more")
     row("generation, s", lambda side: side["seconds"], ".1f", "less")
+    row("processor time of all threads, s", lambda side: side["processor_seconds"], ".1f", "less")
     row("completion tokens", lambda side: side["tokens"], ",.0f")
     row("peak memory, GiB", lambda side: side["peak_memory"] / GIB, ".2f", "less")
     row("memory before, GiB", lambda side: side["memory_before"] / GIB, ".2f")

@@ -101,11 +101,12 @@ def measure(side: str, folder: Path) -> dict[str, float]:
     generate(work.calls[0][:1])
     memory_before = resident_memory()
     forget_peak_memory()
-    waited, begun = seconds_waited(), time.perf_counter()
+    waited, worked, begun = seconds_waited(), time.process_time(), time.perf_counter()
     num_tokens = sum(generate(call) for call in work.calls[1:])
     seconds = time.perf_counter() - begun
     return {
         "seconds": seconds,
+        "processor_seconds": time.process_time() - worked,
         "tokens": num_tokens,
         "waited": (seconds_waited() - waited) / seconds,
         "peak_memory": peak_memory(),

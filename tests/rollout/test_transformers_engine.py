@@ -121,6 +121,17 @@ def test_a_prompt_is_read_once_and_rows_hold_nothing_that_is_done():
     assert [shape for shape in shapes if shape[1] > 1] == [(1, 8), (1, 7)]
 
 
+def test_room_that_nothing_was_written_to_is_never_read():
+    model = tiny_causal_lm()
+    requests = some_requests(num_prompts=6)
+    expected = TransformersEngine(model, batch_size=5).generate(requests, SAMPLING)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        assert TransformersEngine(model, batch_size=5).generate(requests, SAMPLING) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_rows_are_fewer_where_they_would_hold_too_many_tokens():
     model = tiny_causal_lm()
     engine = TransformersEngine(model, batch_size=8, max_cached_tokens=100)

@@ -33,13 +33,15 @@ class RowCache(Cache):
         capacity = -(-capacity // _COLUMNS) * _COLUMNS
         super().__init__(layers=[_Rows(num_rows, capacity) for _ in range(num_layers)])
         self.capacity = capacity
+        self.num_finite = [0] * num_rows  # columns of each row that hold numbers, if only stale ones or zeros
 
     def fill(self, row: int, prompt: list[tuple[Tensor, Tensor]]) -> None:
         """Put a prompt's keys and values, a layer each (kv heads, tokens, head size), at the start of a row."""
         for layer, (keys, values) in zip(self.layers, prompt, strict=True):
-            layer.reach(keys.shape[1], keys, values)
+            layer.lazy_initialization(keys, values)
             layer.keys[row, :, : keys.shape[1]] = keys
             layer.values[row, :, : values.shape[1]] = values
+        self.num_finite[row] = max(self.num_finite[row], prompt[0][0].shape[1])
 
     def move(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` columns of rows to others."""
@@ -58,8 +60,14 @@ class RowCache(Cache):
         """
         width = -(-(int(lengths.max()) + 1) // _COLUMNS) * _COLUMNS
         rows = torch.arange(len(lengths), device=lengths.device)
+        rows_by_start: dict[int, list[int]] = {}
+        for row, start in enumerate(self.num_finite[: len(lengths)]):
+            if start < width:
+                rows_by_start.setdefault(start, []).append(row)
+                self.num_finite[row] = width
         for layer in self.layers:
             layer.step = rows, lengths, width
+            layer.rows_by_start = rows_by_start
         return (torch.arange(width, device=lengths.device) <= lengths[:, None])[:, None, None]
 
 
@@ -68,12 +76,12 @@ class _Rows(CacheLayerMixin):
 
     is_sliding = False
     step: tuple[Tensor, Tensor, int]
+    rows_by_start: dict[int, list[int]]  # rows that are read for the first time from these columns on
 
     def __init__(self, num_rows: int, capacity: int):
         super().__init__()
         self.is_initialized = False
         self.num_rows, self.capacity = num_rows, capacity
-        self.num_columns = 0  # in use so far
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         if self.is_initialized:
@@ -84,22 +92,15 @@ class _Rows(CacheLayerMixin):
         self.values = value_states.new_empty(self.num_rows, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
-    def reach(self, width: int, key_states: Tensor, value_states: Tensor) -> None:
-        """Make `width` columns usable: what is masked must still be finite."""
-        self.lazy_initialization(key_states, value_states)
-        if width > self.num_columns:
-            assert self.keys is not None
-            assert self.values is not None
-            self.keys[:, :, self.num_columns : width] = 0
-            self.values[:, :, self.num_columns : width] = 0
-            self.num_columns = width
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """(rows, kv heads, 1, head size) in; all columns up to the widest row out."""
         rows, columns, width = self.step
-        self.reach(width, key_states, value_states)
+        self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        for start, fresh in self.rows_by_start.items():  # what is masked must still be finite
+            self.keys[fresh, :, start:width] = 0
+            self.values[fresh, :, start:width] = 0
         self.keys[rows, :, columns] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[rows, :, columns] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
