@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,15 +109,16 @@ class _Server:
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
-        self.folder: tempfile.TemporaryDirectory | None = None
+        self.folder: str | None = None
         self.granted: dict[str, bool] = {}
 
     def started(self) -> dict[str, bool]:
         if self.worker is None or not self.worker.is_alive():
             self.close()
-            self.folder = tempfile.TemporaryDirectory(prefix="tuneline-")
-            os.chmod(self.folder.name, 0o711)
-            self.worker = Worker(["-I", "-S", "-B", "-c", _START, _SOURCES, self.folder.name], environment={})
+            self.folder = tempfile.mkdtemp(prefix="tuneline-")
+            os.chmod(self.folder, 0o711)
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+            self.worker = Worker(["-I", "-S", "-B", "-c", _START, _SOURCES, self.folder], environment={})
             self.granted = self.worker.receive(timeout=30)["protections"]
             _report(self.granted)
         return self.granted
@@ -155,7 +158,7 @@ class _Server:
         if self.worker is not None:
             self.worker.close()
         if self.folder is not None:
-            self.folder.cleanup()
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.worker = self.folder = None
 
 
