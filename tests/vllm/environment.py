@@ -4,6 +4,7 @@ import os
 import subprocess
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,3 +59,31 @@ def perturb(model, size, seed):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
+
+
+def arguments(**settings):
+    """Settings of a trainer, with their defaults but for `vllm_mode`."""
+    return SimpleNamespace(
+        **{
+            **dict(
+                vllm_mode="server",
+                vllm_model_impl="vllm",
+                vllm_enable_sleep_mode=False,
+                vllm_structured_outputs_regex=None,
+                vllm_server_base_url=None,
+                vllm_server_host="127.0.0.1",
+                vllm_server_port=8000,
+                vllm_server_timeout=240.0,
+                vllm_server_start=False,
+                vllm_server_python=None,
+                vllm_request_timeout=600.0,
+                vllm_gpu_memory_utilization=0.3,
+                vllm_max_model_length=None,
+                vllm_tensor_parallel_size=1,
+                bf16=False,
+                fp16=False,
+                output_dir=None,
+            ),
+            **settings,
+        }
+    )

@@ -5,13 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.vllm.environment import SMALL, perturb, require_vllm, tiny_policy
+from tests.vllm.environment import SMALL, arguments, perturb, require_vllm, tiny_policy
 from tuneline.errors import RolloutError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.layouts import prepare_for_trees
@@ -246,6 +245,7 @@ def test_a_server_of_another_model_or_too_short_is_refused(engine):
     with pytest.raises(RolloutError, match="number of layers 2, and the policy has 3"):
         engine.check(other)
     model, _ = tiny_policy()
+    engine.sync_weights(model)
     engine.check(model, min_length=256)
     with pytest.raises(RolloutError, match="256 tokens there, and 257 are wanted"):
         engine.check(model, min_length=257)
@@ -262,36 +262,15 @@ def test_a_server_on_the_same_machine_that_sees_another_folder_is_refused(server
         engine._check_server()
 
 
-def arguments(tmp_path, **settings):
-    return SimpleNamespace(
-        **{
-            **dict(
-                vllm_mode="server",
-                vllm_model_impl="vllm",
-                vllm_enable_sleep_mode=False,
-                vllm_structured_outputs_regex=None,
-                vllm_server_base_url=None,
-                vllm_server_host="127.0.0.1",
-                vllm_server_port=8000,
-                vllm_server_timeout=240.0,
-                vllm_server_start=True,
-                vllm_server_python=require_vllm(),
-                vllm_request_timeout=120.0,
-                vllm_gpu_memory_utilization=0.3,
-                vllm_max_model_length=128,
-                vllm_tensor_parallel_size=1,
-                bf16=False,
-                fp16=False,
-                output_dir=str(tmp_path),
-            ),
-            **settings,
-        }
-    )
-
-
 def test_a_server_started_from_settings_serves_and_its_death_is_named(tmp_path):
     model, tokenizer = tiny_policy()
-    engine = make_vllm_engine(arguments(tmp_path), model, tokenizer, min_length=100)
+    settings = arguments(
+        vllm_server_start=True,
+        vllm_server_python=require_vllm(),
+        vllm_max_model_length=128,
+        output_dir=str(tmp_path),
+    )
+    engine = make_vllm_engine(settings, model, tokenizer, min_length=100)
     try:
         assert engine.facts.max_length == 128
         engine.sync_weights(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -204,14 +205,18 @@ _OF_THIS_PROCESS = {
 }  # fmt: skip
 
 
-def log_end(path: Path, num_lines: int = 30) -> str:
-    """The last lines of a log, at most 8,000 characters."""
+def log_end(path: Path, num_lines: int = 20) -> str:
+    """The lines of a log that name an error, of which the first is often the cause, and its last ones."""
     if not path.exists():
         return "(no log)"
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 64_000))
+        file.seek(max(0, path.stat().st_size - 1_000_000))
         lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-num_lines:])[-8000:]
+    errors = dict.fromkeys(match[0] for line in lines[:-num_lines] if (match := _AN_ERROR.search(line)))
+    return "\n".join(line[:500] for line in [*list(errors)[:5], *lines[-num_lines:]])
+
+
+_AN_ERROR = re.compile(r"\w+(Error|Exception): .+")
 
 
 def _import_path() -> str:

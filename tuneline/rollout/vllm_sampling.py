@@ -37,6 +37,8 @@ def read_output(output: Any, width: int, vocab_size: int) -> Completion:
     """A completion from vLLM's output; its support is None where none was cut, or where `width` did not hold it."""
     flat = output.logprobs
     logprobs = [flat.logprobs[start] for start in flat.start_indices]  # the token drawn comes first
+    if not all(map(math.isfinite, logprobs)):
+        raise ValueError("vLLM's log-probabilities are no numbers; the policy's weights may hold some that are none")
     support: list[list[int]] | None = [] if width else None
     for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
         if support is None:

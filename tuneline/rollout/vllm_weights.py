@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def checkpoint_tensors(model: nn.Module, *, merged: bool = True) -> dict[str, Te
         merged: add the active adapters to the weights; else the weights are those under the adapters.
 
     Raises:
-        ModelError: quantised weights, or an adapter that changes no weights and so cannot be merged.
+        ModelError: quantised weights, an adapter that changes no weights and so cannot be merged, or one that unties
+            two weights.
     """
     if isinstance(model, PeftModel) and merged and model.active_peft_config.is_prompt_learning:
         raise ModelError(
@@ -58,11 +59,7 @@ def checkpoint_tensors(model: nn.Module, *, merged: bool = True) -> dict[str, Te
         )
     base = base_model(model)
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in _walk(base, "", merged):
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
+    for name, tensor in _once(_walk(base, "", merged)):
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise ModelError(
                 f"{name} is {tensor.dtype}: quantised weights cannot be handed to vLLM; load the policy without "
@@ -70,7 +67,20 @@ def checkpoint_tensors(model: nn.Module, *, merged: bool = True) -> dict[str, Te
             )
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         tensors[name] = full.detach()
+    if untied := tensors.keys() - {name for name, _ in _once(_walk(base, "", False))}:
+        raise ModelError(
+            f"the adapter changes one of two tied weights, and {', '.join(sorted(untied))} no longer is the other's; "
+            "leave embeddings and head out of target_modules and modules_to_save."
+        )
     return revert_weight_conversion(base, tensors)
+
+
+def _once(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    seen: dict[int, Tensor] = {}  # kept alive: merged weights are made on the way, and an id may come again
+    for name, tensor in named:
+        if id(tensor) not in seen:
+            seen[id(tensor)] = tensor
+            yield name, tensor
 
 
 def _walk(module: nn.Module, prefix: str, merged: bool) -> Iterator[tuple[str, Tensor]]:

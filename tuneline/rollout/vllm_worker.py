@@ -9,6 +9,7 @@ processes see. Nothing is unpickled. In the process itself the tensors are hande
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,11 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from tuneline.rollout.vllm_wire import BACKEND
 
@@ -66,6 +71,10 @@ class SharedMemoryTransfer(WeightTransferEngine):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        with self._undone_on_failure():
+            self._load(update_info)
+
+    def _load(self, update_info: SharedMemoryUpdate) -> None:
         if update_info.tensors is not None:
             self.model.load_weights(iter(update_info.tensors.items()))
         elif update_info.path is not None:
@@ -74,7 +83,8 @@ class SharedMemoryTransfer(WeightTransferEngine):
             raise ValueError("update_info names neither `path` nor `tensors`")
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        with self._undone_on_failure():
+            finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             # A tied head has packed its own copy of the embeddings, and no weight of its own comes to renew it.
             for layer in self.model.modules():
@@ -83,6 +93,19 @@ class SharedMemoryTransfer(WeightTransferEngine):
 
     def shutdown(self) -> None:
         pass
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        """What waits to be loaded is dropped where loading fails, or the next update would load it too."""
+        try:
+            yield
+        except Exception:
+            for layer in self.model.modules():
+                waiting = get_layerwise_info(layer)
+                if waiting.can_load() and waiting.kernel_tensors is not None:
+                    _place_kernel_tensors(layer, waiting)
+                waiting.reset()
+            raise
 
 
 def _tensors_of(path: str) -> Iterator[tuple[str, Tensor]]:
