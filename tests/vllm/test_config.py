@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.models import tiny_causal_lm
-from tests.vllm.environment import arguments, tiny_policy
+from tests.vllm.environment import arguments
+from tests.vllm.policies import tiny_policy
 from tests.vllm.small_server import FACTS, SmallServer, healthy
 from tuneline.errors import ConfigError, RolloutError
 from tuneline.rollout.vllm_config import compute_dtype, make_vllm_engine, write_blueprint

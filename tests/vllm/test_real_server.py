@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.vllm.environment import SMALL, arguments, perturb, require_vllm, tiny_policy
+from tests.vllm.environment import SMALL, arguments, require_vllm
+from tests.vllm.policies import perturb, tiny_policy
 from tuneline.errors import RolloutError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.layouts import prepare_for_trees
