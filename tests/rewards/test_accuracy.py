@@ -93,6 +93,7 @@ def test_a_process_that_is_killed_costs_its_question_alone():
         busy = [verifier for verifier in verifiers if verifier.worker is not None]
         for verifier in busy:
             verifier.worker.process.kill()
+            verifier.worker.process.wait()
 
     quick = {"kind": "pattern", "pattern": "a", "flags": 0, "whole": False, "text": "a"}
     verifying.ask_all([quick], 1, 5.0)

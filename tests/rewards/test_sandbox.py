@@ -1,70 +1,20 @@
 """Programs that misbehave: each is contained, scored as failed, and the reason says what it did."""
 
-import gzip
-import json
 import os
-import pickle
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.data.shared_files import real_data
+from tests.rewards.programs import LIMITS, RIGHT, SQUARE_TESTS
 from tuneline.rewards.sandbox import pool
-from tuneline.rewards.sandbox.jail import PROTECTIONS, Limits
-from tuneline.rewards.sandbox.pool import Case, Job, Sandboxes
-
-SQUARE_TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
-RIGHT = "def square(x):\n    return x * x\n"
-LIMITS = Limits(wall_time=3, cpu_time=1, memory=256, files=1)
-
-
-@pytest.fixture(scope="module")
-def sandboxes():
-    servers = Sandboxes(LIMITS, num_workers=2)
-    yield servers
-    servers.close()
-
-
-@pytest.fixture
-def verdict(sandboxes):
-    def check(program, tests=SQUARE_TESTS, entry_point="square", context=""):
-        return sandboxes.check([Job(textwrap.dedent(program), textwrap.dedent(tests), entry_point, context)])[0]
-
-    return check
+from tuneline.rewards.sandbox.jail import PROTECTIONS
+from tuneline.rewards.sandbox.pool import Job, Sandboxes
 
 
 def need(sandboxes, protection):
     if not sandboxes.protections()[protection]:
         pytest.skip(f"this machine grants no {protection!r}: {PROTECTIONS[protection]}")
-
-
-def test_a_right_program_passes_and_a_wrong_one_fails_with_the_assertion(verdict):
-    assert verdict(RIGHT).passed is True
-    wrong = verdict("def square(x):\n    return 4\n")
-    assert wrong.passed is False
-    assert wrong.reason == "AssertionError at 'assert candidate(3) == 9'"
-
-
-@pytest.mark.parametrize(
-    ("program", "reason"),
-    [
-        ("def square(x): return return", "SyntaxError"),
-        ("def cube(x): return x", "defines no 'square'"),
-        ("square = 4", "TypeError"),
-        ("def square(x): return undefined", "NameError"),
-        ("raise ValueError('at import')", "ValueError: at import"),
-        ("def square(x): return square(x)", "RecursionError"),
-        ("import numpy\ndef square(x): return x", "ModuleNotFoundError"),
-    ],
-)
-def test_programs_that_fail_by_themselves_say_why(verdict, program, reason):
-    result = verdict(program)
-    assert result.passed is False
-    assert reason in result.reason
 
 
 @pytest.mark.parametrize(
@@ -96,10 +46,10 @@ def test_endless_loops_end_at_the_limit_of_processor_time(verdict, program):
     assert time.monotonic() - started < 5
 
 
-def test_a_program_that_sleeps_ends_at_the_limit_of_time(verdict):
-    result = verdict("import time\ndef square(x):\n    time.sleep(1000)")
+def test_a_program_that_sleeps_ends_at_the_limit_of_time(verdict, hurried_sandboxes):
+    result = verdict("import time\ndef square(x):\n    time.sleep(1000)", servers=hurried_sandboxes)
     assert result.passed is False
-    assert result.reason == "it took longer than 3 s"
+    assert result.reason == "it took longer than 0.7 s"
 
 
 @pytest.mark.parametrize(
@@ -137,8 +87,8 @@ def test_fork_bombs_fork_nothing(sandboxes, verdict):
     assert "can't start new thread" in verdict(threads).reason
 
 
-def test_no_process_outlives_its_call(verdict):
-    verdict("import time\ndef square(x):\n    time.sleep(1000)")
+def test_no_process_outlives_its_call(verdict, hurried_sandboxes):
+    verdict("import os, time\nos.setsid()\ndef square(x):\n    time.sleep(1000)", servers=hurried_sandboxes)
     children = [p for p in Path("/proc").glob("[0-9]*/stat") if _is_descendant_job(p)]
     assert not children
 
@@ -273,6 +223,26 @@ def test_ending_the_process_does_not_pass(verdict, program):
         """,
         "import os\nos.execv('/bin/true', ['true'])\n",
         "def square(x): return [[[]]] * 10**6",
+        # answers made by hand: no message, a module that cannot be imported, deep and unhashable values
+        """
+        import os
+        def answer(text): os.write(3, len(text).to_bytes(4, 'big') + text)
+        answer(b'{"ready": true}')
+        answer(b'{"values": {"square": ["module", "msilib"]}}')
+        while True: pass
+        """,
+        """
+        import os
+        def answer(text): os.write(3, len(text).to_bytes(4, 'big') + text)
+        answer(b'{"ready": true}')
+        answer(b'{"values": {"square": ["s", [["l", []]]]}}')
+        """,
+        """
+        import os
+        def answer(text): os.write(3, len(text).to_bytes(4, 'big') + text)
+        answer(b'[' * 10**6)
+        """,
+        "import os\nos.write(3, b'\\xff' * 8)",
         "x = []\nfor _ in range(10**5): x = [x]\ndef square(_): return x",
     ],
 )
@@ -319,77 +289,6 @@ def test_the_environment_of_the_caller_is_not_passed_on(verdict, monkeypatch):
     assert verdict(program, "assert 'SECRET_TOKEN' not in square(1) and 'PATH' not in square(1)").passed is True
 
 
-def test_helpers_of_the_prompt_are_the_prompts_even_if_the_program_redefines_them(verdict):
-    context = "import math\ndef poly(x):\n    return x - 3\ndef root():\n    '''Its root.'''\n"
-    tests = "def check(candidate):\n    assert math.fabs(poly(candidate())) < 1e-6\n"
-    assert verdict(context + "    return 3", tests, "root", context).passed is True
-    cheat = context + "    return 5\ndef poly(x):\n    return 0\n"
-    assert verdict(cheat, tests, "root", context).passed is False
-
-
-def test_tests_see_arguments_changed_in_place_exceptions_by_class_and_objects(verdict):
-    program = """
-        class Stack:
-            def __init__(self): self.items = []
-            def push(self, item): self.items.append(item)
-            def __len__(self): return len(self.items)
-        def double(values):
-            values[:] = [2 * v for v in values]
-        def refuse(): raise KeyError('k')
-        def count():
-            yield from range(3)
-    """
-    tests = """
-        values = [1, 2]
-        double(values)
-        assert values == [2, 4]
-        try:
-            refuse()
-            assert False
-        except KeyError:
-            pass
-        stack = Stack()
-        stack.push((1, 'a'))
-        assert len(stack) == 1 and stack.items == [(1, 'a')]
-        assert list(count()) == [0, 1, 2]
-    """
-    result = verdict(program, tests, None)
-    assert result.passed is True, result.reason
-
-
-def test_tests_at_fault_cost_no_program_its_score(verdict):
-    assert verdict(RIGHT, "assert square(2 == 4").passed is None
-    assert verdict(RIGHT, "assert True", None).passed is None
-
-
-def test_scripts_are_given_input_and_their_output_compared(sandboxes):
-    adding = "a, b = map(int, input().split())\nif __name__ == '__main__':\n    print(a + b)\n"
-    cases = [Case("1 2\n", "3\n"), Case("5 6", "11")]
-    jobs = [
-        Job(adding, cases),
-        Job("print(3)", cases),
-        Job("while True: print('x' * 10000)", cases),
-        Job("import os\nos._exit(3)", cases),
-        Job("raise ValueError", cases),
-        Job("import time\ntime.sleep(100)", cases),
-        Job("import sys\nprint(sys.stdin.read() and 3)\nsys.exit()", cases[:1]),
-    ]
-    verdicts = sandboxes.check(jobs)
-    assert [v.passed for v in verdicts] == [True, False, False, False, False, False, True]
-    assert verdicts[1].reason == "case 1: printed b'3\\n', not '11'"
-    assert "more than 1 MiB" in verdicts[2].reason
-    assert "status 3" in verdicts[3].reason
-
-
-def test_a_server_that_was_killed_is_started_again(sandboxes, verdict):
-    for _ in range(2):
-        server = sandboxes._free.get()
-        if server.worker is not None:
-            server.worker.process.kill()
-        sandboxes._free.put(server)
-    assert verdict(RIGHT).reason == "passed"
-
-
 def test_without_namespaces_the_filter_of_calls_still_contains(monkeypatch, tmp_path):
     refused = "def refused(flags): raise OSError(1, 'refused')\nkernel.unshare = refused\n"
     start = pool._START.replace("from", "from tuneline.rewards.sandbox import kernel\n" + refused + "from", 1)
@@ -415,48 +314,3 @@ def test_without_namespaces_the_filter_of_calls_still_contains(monkeypatch, tmp_
     for verdict, reason in zip(verdicts, programs.values(), strict=True):
         assert reason in verdict.reason
     assert not list(tmp_path.iterdir())
-
-
-def test_many_programs_at_once_keep_their_order(sandboxes):
-    jobs = [Job(f"def f(): return {i}", f"assert f() == {i - i % 2}") for i in range(20)]
-    assert [v.passed for v in sandboxes.check(jobs)] == [i % 2 == 0 for i in range(20)]
-
-
-def test_servers_end_with_their_owner():
-    code = """
-        from tuneline.rewards.sandbox.pool import Job, Sandboxes
-        pool = Sandboxes(num_workers=1)
-        pool.check([Job("def f(): return 1", "assert f() == 1")])
-        print(pool._free.get().worker.process.pid, flush=True)
-        import os; os.kill(os.getpid(), 9)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    server = int(done.stdout)
-    deadline = time.monotonic() + 5
-    while _runs(server) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not _runs(server)
-
-
-def _runs(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_a_pool_can_be_pickled(sandboxes):
-    copy = pickle.loads(pickle.dumps(sandboxes))
-    assert (copy.limits, copy.num_workers) == (sandboxes.limits, 2)
-
-
-def test_humaneval_solutions_pass_and_emptied_bodies_fail(sandboxes):
-    with gzip.open(real_data("humaneval.jsonl.gz"), "rt") as file:
-        rows = [json.loads(line) for line in file]
-
-    def passed(body):
-        jobs = [Job(r["prompt"] + body(r), r["test"], r["entry_point"], r["prompt"]) for r in rows]
-        return [verdict.passed for verdict in sandboxes.check(jobs)]
-
-    assert passed(lambda row: row["canonical_solution"]) == [True] * 164
-    assert passed(lambda row: "    pass\n") == [False] * 164

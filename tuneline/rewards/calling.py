@@ -239,8 +239,7 @@ def _callable(function: Any, tokenizer: Any, timeout: float) -> Callable[..., An
     if isinstance(function, nn.Module) or (isinstance(function, str) and is_model_name(function)):
         from tuneline.rewards.models import RewardModel  # transformers, which functions alone do not need
 
-        make = RewardModel if isinstance(function, nn.Module) else RewardModel.load
-        return make(function, tokenizer)
+        return RewardModel.load(function, tokenizer) if isinstance(function, str) else RewardModel(function, tokenizer)
     if isinstance(function, str):
         return url_reward(function, timeout=timeout) if is_url(function) else get_reward(function)
     if not callable(function):

@@ -20,7 +20,7 @@ def protections() -> dict[str, bool]:
     """For each of `tuneline.rewards.sandbox.jail.PROTECTIONS` whether this machine grants it to programs that are run.
 
     Raises:
-        RewardError: too little is granted to contain anything.
+        ConfigError: too little is granted to contain anything.
     """
     servers = Sandboxes(num_workers=1)
     try:
@@ -88,8 +88,13 @@ def get_code_execution_reward(
     Args:
         wall_time, cpu_time: seconds; memory, files: MiB, for one program.
         num_workers: programs at once, by default as many as there are processors.
+
+    Raises:
+        ConfigError: the machine grants too little to contain a program; see `protections`.
     """
-    return CodeExecutionReward(Limits(wall_time, cpu_time, memory, files), num_workers)
+    reward = CodeExecutionReward(Limits(wall_time, cpu_time, memory, files), num_workers)
+    reward.sandboxes.protections()
+    return reward
 
 
 def extract_code(text: str) -> str | None:

@@ -68,7 +68,7 @@ def ask_all(questions: Sequence[Question], num_answers: int, timeout: float) -> 
     global _free, _num_verifiers, _owner
     if _owner != os.getpid():  # a fork has no right to its parent's processes
         _free, _owner = queue.SimpleQueue(), os.getpid()
-        _num_verifiers = min(4, len(os.sched_getaffinity(0)))
+        _num_verifiers = min(4, os.cpu_count() or 1)
         for _ in range(_num_verifiers):
             _free.put(_Verifier())
 

@@ -62,9 +62,11 @@ class Worker:
             EOFError: the process has ended.
         """
         deadline = time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._output, select.POLLIN)
         while b"\n" not in self._unread:
             remaining = deadline - time.monotonic()
-            if remaining <= 0 or not select.select([self._output], [], [], remaining)[0]:
+            if remaining <= 0 or not poll.poll(remaining * 1000):
                 raise TimeoutError(f"process {self.process.pid} gave no answer in {timeout:g} s")
             part = os.read(self._output, 2**16)
             if not part:

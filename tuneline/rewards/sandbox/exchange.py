@@ -62,7 +62,7 @@ class Channel:
             raise ProgramFault(f"an answer of {length} bytes, over {_MAX_MESSAGE}")
         try:
             message = json.loads(read_exactly(self.descriptor, length))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, MemoryError) as error:
             raise ProgramFault(f"an answer that is no message: {error}") from None
         if not isinstance(message, dict):
             raise ProgramFault("an answer that is no message")
@@ -125,7 +125,7 @@ def decode(value: Any, find: Callable[[Any], Any]) -> Any:
                 return range(*content)
             case "handle" | "module":
                 return find(value)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, MemoryError, ImportError) as error:
         raise ProgramFault(f"an answer that is no value: {error}") from None
     raise ProgramFault("an answer that is no value")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tuneline.errors import RewardError
+from tuneline.errors import ConfigError
 from tuneline.logging import get_logger
 from tuneline.rewards.sandbox.jail import PROTECTIONS, Limits
 from tuneline.rewards.workers import Worker, each
@@ -23,6 +23,7 @@ _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from tuneline.rewards.sandbox.server import main; main(sys.argv[2])"
 )
 _SOURCES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+_START_TIME = 30.0  # seconds
 _GRACE = 5.0  # seconds beyond a job's own limit, after which its server is taken for dead
 
 
@@ -68,7 +69,7 @@ class Sandboxes:
         num_workers: programs at once; by default as many as there are processors.
 
     Raises:
-        RewardError: where a server cannot be started.
+        ConfigError: when used, where a server cannot be started or the machine grants too little.
     """
 
     def __init__(self, limits: Limits | None = None, num_workers: int | None = None):
@@ -119,7 +120,14 @@ class _Server:
             os.chmod(self.folder, 0o711)
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
             self.worker = Worker(["-I", "-S", "-B", "-c", _START, _SOURCES, self.folder], environment={})
-            self.granted = self.worker.receive(timeout=30)["protections"]
+            try:
+                self.granted = self.worker.receive(timeout=_START_TIME)["protections"]
+            except (EOFError, TimeoutError) as error:
+                self.close()
+                raise ConfigError(
+                    f"a server for programs cannot be started on this machine: {error}; it needs Linux, and says why "
+                    "on the error output."
+                ) from None
             _report(self.granted)
         return self.granted
 
@@ -174,7 +182,7 @@ def _report(granted: dict[str, bool]) -> None:
         (logger.warning if missing else logger.info)("%s", text)
     contains = granted["limits"] and (granted["calls"] or (granted["processes"] and granted["network"]))
     if not contains:
-        raise RewardError(
+        raise ConfigError(
             f"{text}, which contains nothing; allow the container user namespaces or seccomp filters, or leave the "
             "code-execution reward out."
         )
