@@ -1,4 +1,4 @@
-"""Checks `training:`, `peft:`, `model.init:` and synthetic tasks against the classes that define them.
+"""Checks `training:`, `peft:`, `model.init:`, synthetic tasks and rewards against the code that defines them.
 
 These classes import torch, which takes seconds. So they are asked in a process of its own, and what was found valid is
 remembered in .work/checked, by the settings, the versions of the libraries and the sources of the classes.
@@ -25,6 +25,7 @@ _SOURCES = (
     "tuneline/trainers/*_config.py",
     "tuneline/models/tiny.py",
     "tuneline/data/synthetic_tasks.py",
+    "tuneline/rewards/*.py",
     "stages/known_fields.py",
 )
 
@@ -43,6 +44,8 @@ _NOT_SETTABLE = {
     "trust_remote_code": "code that comes with a model is never run",
     "model_init_kwargs": "the model section sets them",
     "chat_template_path": "set model.chat_template",
+    "reward_weights": "each of grpo.rewards has its weight",
+    "log_completions": "the stage keeps all rollouts, in reports/grpo/rollouts.parquet",
 }
 
 
@@ -80,11 +83,22 @@ def _asked(settings: dict[str, Any], already: Iterable[str]) -> dict[str, Any]:
                 asked[f"{name}.{part}"] = section.get(part) if isinstance(section.get(part), dict) else None
     model, prepare = settings.get("model"), settings.get("prepare")
     asked["model.init"] = model.get("init") if isinstance(model, dict) and isinstance(model.get("init"), dict) else None
-    for name in ("demonstrations", "preferences", "test"):
+    for name in ("demonstrations", "preferences", "prompts", "test"):
         source = prepare.get(name) if isinstance(prepare, dict) else None
         synthetic = source.get("synthetic") if isinstance(source, dict) else None
         if isinstance(synthetic, dict):
             asked[f"prepare.{name}.synthetic.tasks"] = synthetic.get("tasks")
+    asked["method"], asked["rewards"] = "grpo", {}
+    grpo, evaluate = settings.get("grpo"), settings.get("evaluate")
+    if isinstance(grpo, dict):
+        asked["method"] = grpo.get("method", "grpo")
+        rewards = grpo.get("rewards")
+        for number, reward in enumerate(rewards if isinstance(rewards, list) else []):
+            options = reward.get("options", {}) if isinstance(reward, dict) else None
+            if isinstance(options, dict) and isinstance(reward.get("name"), str):
+                asked["rewards"][f"grpo.rewards.{number}"] = {"name": reward["name"], "options": options}
+    if isinstance(evaluate, dict) and isinstance(evaluate.get("verifier"), str):
+        asked["rewards"]["evaluate.verifier"] = {"name": evaluate["verifier"], "options": {}}
     refused = [path.split(".") for path in already]
     asked["misplaced"] = {
         f"{stage}.{name}": settings[stage][name]
@@ -111,9 +125,10 @@ def find_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Errors as the fields of `SettingError`, a missing value left out."""
     from peft import LoraConfig
 
-    from tuneline import DPOConfig, RewardConfig, SFTConfig
+    from tuneline import DPOConfig, GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
     config_classes: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+    config_classes["grpo"] = RLOOConfig if asked["method"] == "rloo" else GRPOConfig
     for name, config_class in config_classes.items():
         training, lora = asked.get(f"{name}.training"), asked.get(f"{name}.peft")
         if training is not None:
@@ -123,6 +138,7 @@ def find_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if asked["model.init"] is not None:
         yield from _init_errors(asked["model.init"])
     yield from _task_errors(asked)
+    yield from _reward_errors(asked["rewards"])
     for path in asked["misplaced"]:
         section, name = path.split(".")
         if name in config_classes[section].__dataclass_fields__:
@@ -194,6 +210,17 @@ def _task_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.6)
                     reason = f"no such task; there are {', '.join(TASKS)}"
                     yield {"path": path, "value": task, "reason": reason, "nearest": near[0] if near else ""}
+
+
+def _reward_errors(rewards: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    from tuneline.errors import TunelineError
+    from tuneline.rewards import get_reward
+
+    for path, reward in rewards.items():
+        try:
+            get_reward(reward["name"], **reward["options"])
+        except (TunelineError, ImportError) as error:
+            yield {"path": path, "value": reward["name"], "reason": " ".join(str(error).split())}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from stages.loading import load_config, load_params
 from stages.schema import PipelineConfig
 
 ROOT = Path(__file__).parents[1]
-PREFERENCES = Path(__file__).parent / "stages" / "preferences.jsonl"
-OVERRIDES = {"hh-harmless": [f"prepare.preferences.path={PREFERENCES}"]}
+ROWS = Path(__file__).parent / "stages" / "preferences.jsonl"
+OVERRIDES = {
+    "hh-harmless": [f"prepare.preferences.path={ROWS}"],
+    "gsm8k": [f"prepare.demonstrations.path={ROWS}", f"prepare.test.path={ROWS}"],
+}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

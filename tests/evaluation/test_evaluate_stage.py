@@ -1,11 +1,13 @@
 """The stage from end to end, on tiny random models that a character tokenizer feeds."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
 from stages.evaluate import evaluate
+from stages.off import OFF_NOTE
 from stages.schema import PipelineConfig
 from tests.data.tiny_tokenizers import character_tokenizer
 from tests.models import tiny_causal_lm, tiny_reward_model
@@ -43,6 +45,7 @@ def root(tmp_path):
     models = {
         "sft": tiny_causal_lm("qwen2", seed=1, **sizes),
         "dpo": tiny_causal_lm("qwen2", seed=2, **sizes),
+        "grpo": tiny_causal_lm("qwen2", seed=4, **sizes),
         "reward": tiny_reward_model("qwen2", seed=3, **sizes),
     }
     for name, model in models.items():
@@ -67,7 +70,7 @@ def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
     metrics = run(root)
     assert metrics == read(root, "metrics.json")
     assert {"num_prompts": 6, "num_pairs": 5, "num_prompts_too_long": 0}.items() <= metrics.items()
-    for policy in ("sft", "dpo"):
+    for policy in ("sft", "dpo", "grpo"):
         assert metrics[f"{policy}/accuracy"] == 0  # a random model
         assert metrics[f"{policy}/accuracy_low"] == 0 < metrics[f"{policy}/accuracy_high"] < 1
         assert f"{policy}/accuracy/adding" in metrics
@@ -89,7 +92,7 @@ def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
     assert len(samples) == 3
     assert samples[0]["prompt"] == question(0)
     assert samples[0]["answers"]["dpo"]["correct"] is False
-    assert len(pq.read_table(root / "first" / "files" / "completions.parquet")) == 12
+    assert len(pq.read_table(root / "first" / "files" / "completions.parquet")) == 18
     assert read(root, "files/evaluation.json")["notes"] == []
 
 
@@ -108,8 +111,8 @@ def test_progress_goes_up_to_the_end_and_closes_with_all_metrics(root):
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps)
     assert (
-        {line["max_steps"] for line in lines} == {steps[-1]} == {18}
-    )  # two policies, and dpo once more for the divergence
+        {line["max_steps"] for line in lines} == {steps[-1]} == {30}
+    )  # three policies, and dpo and grpo once more for the divergence
     assert lines[-1]["metrics"] == metrics
 
 
@@ -127,6 +130,7 @@ def test_what_is_missing_is_said_and_left_out(root):
     write_parquet({root / "data" / "prepared" / "test.parquet": [{"prompt": "2 + 2 ="}, {"prompt": "3 + 3 ="}]})
     (root / "models" / "reward").rename(root / "models" / "elsewhere")
     (root / "models" / "sft").rename(root / "models" / "gone")
+    shutil.rmtree(root / "models" / "grpo")
     metrics = run(root)
     assert set(metrics) == {"num_prompts", "num_prompts_too_long", "dpo/completion_length", "dpo/share_cut_off"}
     notes = " ".join(read(root, "files/evaluation.json")["notes"])
@@ -144,7 +148,33 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(root):
 
 
 def test_without_a_policy_there_is_nothing_to_evaluate(root):
-    for name in ("sft", "dpo"):
+    for name in ("sft", "dpo", "grpo"):
         (root / "models" / name).rename(root / name)
-    with pytest.raises(StageError, match="none of sft, dpo"):
+    with pytest.raises(StageError, match="none of sft, dpo, grpo"):
         run(root)
+
+
+def test_stages_that_are_off_are_passed_over_and_named(root):
+    for name in ("dpo", "reward"):
+        shutil.rmtree(root / "models" / name)
+        (root / "models" / name).mkdir()
+        (root / "models" / name / OFF_NOTE).write_text("off: prepare.preferences is null\n")
+    metrics = run(root)
+    assert {"sft/accuracy", "grpo/accuracy_gain"} <= set(metrics)
+    assert not [name for name in metrics if name.startswith(("dpo", "reward"))]
+    notes = ["dpo is off: prepare.preferences is null.", "reward is off: prepare.preferences is null."]
+    assert read(root, "files/evaluation.json")["notes"] == notes
+
+
+def test_several_completions_a_prompt_estimate_pass_at_k(root):
+    path = root / "data" / "prepared" / "test.parquet"
+    rows = [{"prompt": question(i), "solution": "\\d" if i % 2 else "nothing"} for i in range(6)]
+    write_parquet({path: rows})
+    options = {"temperature": 1.0, "num_completions": 4, "pass_at": [1, 2, 4]}
+    metrics = run(root, verifier="tests.evaluation.digits.has_solution", **options)
+    for policy in ("sft", "grpo"):
+        one, two, four = (metrics[f"{policy}/pass_at_{k}"] for k in (1, 2, 4))
+        assert 0 < one <= two <= four <= 0.5
+        assert metrics[f"{policy}/pass_at_2_low"] <= two <= metrics[f"{policy}/pass_at_2_high"]
+    alone = run(root, "alone", verifier="tests.evaluation.digits.has_solution", temperature=1.0)
+    assert alone["sft/accuracy"] == metrics["sft/accuracy"]  # the first completion is the one that is drawn alone

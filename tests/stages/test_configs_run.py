@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from stages.loading import load_config, write_params
@@ -23,6 +24,43 @@ SMALL = [
     "evaluate.num_side_by_side=2",
     "evaluate.max_new_tokens=4",
 ]
+
+
+SMALL_GSM8K = [
+    *(override for override in SMALL if override.startswith(("model.", "prepare."))),
+    *(f"{stage}.training.max_steps=2" for stage in ("sft", "grpo")),
+    "grpo.training.per_device_train_batch_size=8",
+    "grpo.training.num_generations=4",
+    "grpo.training.max_completion_length=12",
+    "evaluate.num_samples=4",
+    "evaluate.num_side_by_side=2",
+    "evaluate.max_new_tokens=12",
+    "evaluate.num_completions=3",
+    "evaluate.pass_at=[1, 2]",
+]
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_line_runs_on_problems_of_gsm8k(tmp_path, method):
+    line = new_checkout(tmp_path / "line")
+    source, test = real_data("gsm8k-train.jsonl.gz"), real_data("gsm8k-test.jsonl.gz")
+    paths = [f"prepare.demonstrations.path={source}", f"prepare.test.path={test}", f"grpo.method={method}"]
+    config = load_config(ROOT / "configs" / "gsm8k.yaml", [*SMALL_GSM8K, *paths], root=ROOT)
+    write_params(config, line.root / "params.yaml")
+    line.repro()
+    metrics = json.loads((line.root / "reports" / "evaluate" / "metrics.json").read_text())
+    assert metrics["num_prompts"] == 4
+    for policy in ("sft", "grpo"):
+        for measure in ("accuracy", "pass_at_1", "pass_at_2"):
+            assert 0 <= metrics[f"{policy}/{measure}_low"] <= metrics[f"{policy}/{measure}_high"] <= 1
+    assert not (line.root / "models" / "dpo" / "model.safetensors").exists()
+    rollouts = pq.read_table(line.root / "reports" / "grpo" / "rollouts" / "rollouts.parquet")
+    assert set(rollouts["step"].to_pylist()) == {1, 2}
+    assert len(rollouts) == 16
+    assert {"rewards/accuracy_reward", "reward", "advantage", "completion"} <= set(rollouts.column_names)
+    row = pq.read_table(line.root / "data" / "prepared" / "grpo" / "train.parquet").to_pylist()[0]
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    assert float(row["solution"]) is not None
 
 
 def test_the_line_runs_on_dialogues_of_hh_rlhf(tmp_path):

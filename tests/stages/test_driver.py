@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+GRPO_REPORT = ("curve.csv", "metrics.json", "rollouts/rollouts.parquet")
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -27,6 +30,22 @@ def test_a_stage_that_was_killed_goes_on_and_ends_with_the_same_weights(prepared
     for name in ("metrics.json", "curve.csv"):
         mine, whole = (c.root / "reports" / "sft" / name for c in (prepared, checkout_after_sft))
         assert mine.read_text() == whole.read_text()
+
+
+def test_grpo_that_was_killed_draws_the_same_rollouts_again(trained):
+    trained.repro("grpo", TUNELINE_CRASH_AT="")
+    whole = {name: (trained.root / "reports" / "grpo" / name).read_bytes() for name in GRPO_REPORT}
+    model = trained.hash_of("models/grpo")
+    for folder in (trained.root / ".work" / "grpo", trained.root / ".dvc" / "cache"):
+        shutil.rmtree(folder)
+    assert trained.repro("grpo", check=False, TUNELINE_CRASH_AT="checkpoint-4").returncode != 0
+    (
+        trained.work("grpo") / "checkpoint-4" / "COMPLETE"
+    ).unlink()  # so rollouts of steps 3 and 4 lie past the checkpoint
+    assert "goes on from checkpoint-2" in trained.repro("grpo").stdout
+    assert trained.hash_of("models/grpo") == model
+    for name, content in whole.items():
+        assert (trained.root / "reports" / "grpo" / name).read_bytes() == content, name
 
 
 def test_an_incomplete_checkpoint_is_deleted(prepared, checkout_after_sft):

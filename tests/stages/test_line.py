@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from stages.schema import STAGES, TRAINING_STAGES
 from tests.stages.conftest import commit, copy_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -53,6 +55,43 @@ def test_another_beta_runs_dpo_and_evaluate_only_and_the_old_one_comes_from_the_
     assert line.hash_of("models/dpo") == before
 
 
+def test_stages_that_the_config_turns_off_leave_a_note_and_come_back_from_the_cache(line):
+    before = {name: line.hash_of(f"models/{name}") for name in TRAINING_STAGES}
+    line.configure("prepare.preferences=null", "grpo.rewards=[]")
+    shown = line.repro().stdout
+    assert "dpo is off: prepare.preferences is null" in shown
+    assert line.hash_of("models/sft") == before["sft"]
+    for name in ("reward", "dpo", "grpo"):
+        assert [path.name for path in (line.root / "models" / name).iterdir()] == ["OFF.txt"]
+        assert json.loads((line.root / "reports" / name / "metrics.json").read_text()) == {}
+    metrics = json.loads((line.root / "reports" / "evaluate" / "metrics.json").read_text())
+    assert "sft/accuracy" in metrics
+    assert not [name for name in metrics if name.startswith(("dpo", "grpo", "reward"))]
+    assert "up to date" in line.repro().stdout
+    line.configure()
+    assert not stages_run(line.repro().stdout)
+    assert {name: line.hash_of(f"models/{name}") for name in TRAINING_STAGES} == before
+
+
+def test_the_reward_model_of_the_line_may_reward(line):
+    line.configure("grpo.rewards=[{model: true}, {name: exact_match_reward, weight: 0.5}]")
+    assert stages_run(line.repro("grpo").stdout) == ["grpo"]
+    lock = yaml.safe_load((line.root / "dvc.lock").read_text())
+    assert "models/reward" in {dep["path"] for dep in lock["stages"]["grpo"]["deps"]}
+    rollouts = pq.read_table(line.root / "reports" / "grpo" / "rollouts" / "rollouts.parquet")
+    scores, weighted, total = (rollouts[name].to_pylist() for name in _reward_columns(rollouts))
+    for score, matched, reward in zip(scores, weighted, total, strict=True):
+        assert reward == pytest.approx(score + 0.5 * matched, abs=1e-5)
+    line.configure("grpo.rewards=[{model: true}]", "reward.training.learning_rate=2e-3")
+    assert stages_run(line.repro().stdout) == ["reward", "grpo", "evaluate"]
+
+
+def _reward_columns(rollouts):
+    functions = [name for name in rollouts.column_names if name.startswith("rewards/")]
+    assert len(functions) == 2
+    return [*functions, "reward"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "stages"),
     [
@@ -61,8 +100,10 @@ def test_another_beta_runs_dpo_and_evaluate_only_and_the_old_one_comes_from_the_
         (["evaluate.max_new_tokens=4"], {"evaluate"}),
         (["reward.training.learning_rate=2e-3"], {"reward"}),
         (["sft.peft={r: 2}"], {"sft"}),
+        (["grpo.method=rloo"], {"grpo"}),
+        (["grpo.rewards=[]"], {"grpo"}),
         (["prepare.max_rows=10"], {"prepare"}),
-        (["seed=4"], {"prepare", "sft", "reward", "dpo", "evaluate"}),
+        (["seed=4"], {"prepare", "sft", "reward", "dpo", "grpo", "evaluate"}),
     ],
 )
 def test_a_setting_reaches_only_the_stages_that_read_it(line, overrides, stages):
@@ -75,6 +116,7 @@ def test_a_setting_reaches_only_the_stages_that_read_it(line, overrides, stages)
     [
         ("tuneline/losses/preference.py", {"dpo"}),
         ("tuneline/losses/reward.py", {"reward"}),
+        ("tuneline/losses/policy.py", {"grpo"}),
         ("tuneline/data/synthetic.py", {"prepare"}),
         ("tuneline/data/packing.py", {"sft"}),
         ("tuneline/evaluation/intervals.py", {"evaluate"}),
@@ -90,7 +132,7 @@ def test_a_change_of_code_reaches_only_the_stages_that_use_it(line, file, stages
 def test_metrics_and_plots_are_shown(line):
     metrics = json.loads(line.run("dvc", "metrics", "show", "--json").stdout)
     files = metrics[""]["data"]
-    assert {f"reports/{name}/metrics.json" for name in ("prepare", "sft", "reward", "dpo", "evaluate")} == set(files)
+    assert {f"reports/{name}/metrics.json" for name in STAGES} == set(files)
     assert files["reports/dpo/metrics.json"]["data"]["steps"] == 6
     plots = json.loads(line.run("dvc", "plots", "show", "--json").stdout)
     assert not plots.get("errors")
@@ -118,10 +160,10 @@ def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(line, tmp_path):
 def test_models_are_loaded_by_transformers_alone(line):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    for name in ("sft", "dpo"):
+    for name in ("sft", "dpo", "grpo"):
         AutoModelForCausalLM.from_pretrained(line.root / "models" / name)
     assert AutoModelForSequenceClassification.from_pretrained(line.root / "models" / "reward").num_labels == 1
-    for name in ("sft", "reward", "dpo"):
+    for name in TRAINING_STAGES:
         assert AutoTokenizer.from_pretrained(line.root / "models" / name).chat_template
 
 

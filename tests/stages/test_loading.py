@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.utils.serialize import load_yaml
+from pydantic import ValidationError
 
 from stages.cross_checks import contradictions
 from stages.loading import load_config, load_params, write_params
@@ -100,6 +101,13 @@ def settings_with(dotted, value):
         ("sft.launch", {"config_file": "missing.yaml"}, "sft.launch.config_file = 'missing.yaml': no such file"),
         ("reward.launch", {"num_processes": 2, "config_file": str(TINY)}, "names the number of processes"),
         ("evaluate.num_samples", 1, "only 1 rows are evaluated"),
+        ("evaluate.pass_at", [4], "needs as many completions a prompt"),
+        ("prepare.prompts", {"path": "missing.jsonl"}, "prepare.prompts.path = 'missing.jsonl': no such file"),
+        ("prepare.prompts", {"synthetic": {"num_rows": 1, "noise": 0.5}}, "only demonstrations can be noisy"),
+        ("grpo.training.max_completion_length", 200, "the model reads 128 tokens"),
+        ("grpo.rewards", [{"url": "localhost:1"}], "should begin with http"),
+        ("grpo.rewards", [{"model": "/missing"}], "grpo.rewards.0.model = '/missing': no such file or folder"),
+        ("grpo.rewards", [{"model": str(path)} for path in sorted(ROOT.glob("t*/*"))[:5]], "at most 4 can be"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(dotted, value, message):
@@ -112,7 +120,11 @@ def test_settings_that_do_not_go_together_are_refused(dotted, value, message):
     [
         ("model.name_or_path", "org/model", "needs exactly one of name_or_path and init"),
         ("prepare.preferences", {}, "needs exactly one of path and synthetic"),
-        ("prepare.preferences", None, "valid dictionary"),
+        ("prepare.demonstrations.worked", {"mark": "=>"}, "about rows from a path"),
+        ("prepare.prompts", {"path": "x.jsonl", "system": "s"}, "system goes with `chat: true`"),
+        ("prepare.prompts", {"path": "x.jsonl", "worked": {"ending": "boxed"}}, "no place for the solution"),
+        ("grpo.method", "ppo", "'grpo' or 'rloo'"),
+        ("grpo.rewards", [{"name": "exact_match", "model": True}], "exactly one of name, model and url"),
         ("prepare.on_bad_rows", "warn", "'error' or 'skip'"),
         ("seed", True, "valid integer"),
         ("name", "a/b", "should match pattern"),
@@ -187,3 +199,29 @@ def test_a_config_that_was_checked_before_is_loaded_in_well_under_a_second():
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
         times.append(time.monotonic() - started)
     assert min(times) < 1.5  # 0.3 s on a quiet machine
+
+
+def test_a_line_without_preferences_or_rewards_has_stages_that_are_off():
+    config = PipelineConfig.model_validate(settings_with("prepare.preferences", None))
+    assert config.why_off("dpo") == config.why_off("reward") == "off: prepare.preferences is null"
+    assert config.why_off("sft") is config.why_off("grpo") is None
+    config = PipelineConfig.model_validate(settings_with("grpo.rewards", []))
+    assert config.why_off("grpo") == "off: grpo.rewards is empty"
+    settings = settings_with("prepare.preferences", None)
+    settings["grpo"]["rewards"] = [{"model": True}]
+    (error,) = contradictions(PipelineConfig.model_validate(settings))
+    assert "the line has no reward model" in error.describe({})
+    settings["prepare"]["demonstrations"] = None
+    with pytest.raises(ValidationError, match="needs demonstrations, preferences, or both"):
+        PipelineConfig.model_validate(settings)
+
+
+def test_dvc_watches_what_rewards_are_made_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rewards.py").touch()
+    rewards = [{"name": "exact_match"}, {"name": "mine.rewards.short"}, {"model": True}, {"name": "mine.rewards.long"}]
+    rewards += [{"model": "org/judge"}, {"url": "http://localhost:8000"}]
+    files = PipelineConfig.model_validate(settings_with("grpo.rewards", rewards)).files
+    watched = [files[f"reward_{number}"] for number in (1, 2, 3, 4)]
+    assert watched == ["mine/rewards.py", "models/reward", NO_FILE, NO_FILE]

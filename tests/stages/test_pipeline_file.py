@@ -1,6 +1,7 @@
 """dvc.yaml names what each stage reads: no more, so that a change reaches only what it touches; no less."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,10 @@ def imported(path):
             modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             if node.module == "tuneline":
                 modules += [lazy_exports()[alias.name] for alias in node.names if alias.name in lazy_exports()]
+        elif isinstance(node, ast.Constant) and "\n" not in str(
+            node.value
+        ):  # what a process of its own is told to import
+            modules = re.findall(r"\bfrom (tuneline(?:\.\w+)+) import\b", str(node.value))
         else:
             continue
         for module in modules:
