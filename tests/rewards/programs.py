@@ -4,4 +4,4 @@ from tuneline.rewards.sandbox.jail import Limits
 
 SQUARE_TESTS = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
 RIGHT = "def square(x):\n    return x * x\n"
-LIMITS = Limits(wall_time=3, cpu_time=1, memory=256, files=1)
+LIMITS = Limits(wall_time=20, cpu_time=1, memory=256, files=1)

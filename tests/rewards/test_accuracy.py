@@ -12,6 +12,7 @@ from tuneline.rewards import (
     RewardFunctions,
     accuracy_reward,
     get_cosine_scaled_reward,
+    get_reward,
     reasoning_accuracy_reward,
     verifying,
 )
@@ -113,3 +114,5 @@ def test_without_math_verify_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install"):
         accuracy_reward(["1"], ["1"])
+    with pytest.raises(ConfigError, match="pip install"):
+        get_reward("cosine_scaled_reward", max_len=3)

@@ -262,6 +262,18 @@ def test_a_function_that_calls_exit_costs_its_samples(score):
     assert "SystemExit(3)" in scores.reasons[0]
 
 
+def test_a_function_that_bounds_its_time_is_waited_for(score):
+    class Judge:
+        def longest(self, num_samples):
+            return 5.0
+
+        def __call__(self, completions, **columns):
+            time.sleep(0.4)
+            return [1.0] * len(completions)
+
+    assert score(Judge(), ["a"], timeout=0.1).failures == {"Judge": 0}
+
+
 def test_raise_names_the_function_the_sample_and_the_reason(score):
     def picky(completions, **columns):
         return [1.0 / (text != "bad") for text in completions]

@@ -43,7 +43,7 @@ def test_endless_loops_end_at_the_limit_of_processor_time(verdict, program):
     result = verdict(program)
     assert result.passed is False
     assert "processor time" in result.reason or "MemoryError" in result.reason
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_a_program_that_sleeps_ends_at_the_limit_of_time(verdict, hurried_sandboxes):

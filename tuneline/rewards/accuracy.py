@@ -7,13 +7,12 @@ completion, too.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tuneline.errors import ConfigError
+from tuneline.rewards.choosing import require_math_verify
 from tuneline.rewards.texts import Completion, completion_text
 from tuneline.rewards.verifying import ask_all
 
@@ -65,7 +64,7 @@ def _verified(
     texts: list[str | None] | list[str], solution: list[str], log_extra: Callable[[str, list], None] | None
 ) -> list[float | None]:
     """Rewards of texts against solutions; a text that is None is unfinished."""
-    _require_math_verify()
+    require_math_verify("accuracy_reward")
     asked = [i for i, text in enumerate(texts) if text is not None]
     rewards: list[float | None] = [0.0] * len(texts)
     gold_parsed, answer_parsed = (["[incomplete reasoning]"] * len(texts) for _ in range(2))
@@ -85,11 +84,6 @@ def _verified(
         log_extra("gold_parsed", gold_parsed)
         log_extra("answer_parsed", answer_parsed)
     return rewards
-
-
-def _require_math_verify() -> None:
-    if importlib.util.find_spec("math_verify") is None:
-        raise ConfigError("accuracy_reward needs math-verify, which is not installed: pip install 'tuneline[math]'.")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import inspect
 import os
 from collections.abc import Callable
@@ -27,6 +28,8 @@ BUILT_IN = {
     "get_code_execution_reward": "code",
 }
 
+NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward")
+
 
 def get_reward(name: str, **options: Any) -> Callable[..., Any]:
     """A reward function by its name in `tuneline.rewards`, or by a dotted path (`package.module.function`).
@@ -36,9 +39,11 @@ def get_reward(name: str, **options: Any) -> Callable[..., Any]:
     relative_tolerance=0.01)`.
 
     Raises:
-        ConfigError: no such function, or options that it does not take.
+        ConfigError: no such function, options that it does not take, or a package that it needs and that is not there.
     """
     known = next((one for one in (name, f"get_{name}") if one in BUILT_IN), None)
+    if known in NEED_MATH_VERIFY:
+        require_math_verify(known)
     found = getattr(import_module(f"tuneline.rewards.{BUILT_IN[known]}"), known) if known else _by_path(name)
     makes = inspect.isclass(found) or (known or name.replace(":", ".").rpartition(".")[2]).startswith("get_")
     _check_options(name, found, options, is_complete=makes)
@@ -48,6 +53,12 @@ def get_reward(name: str, **options: Any) -> Callable[..., Any]:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the reward {name!r} cannot be made with {options}: {error}.") from error
     return functools.partial(found, **options) if options else found
+
+
+def require_math_verify(name: str) -> None:
+    """Raises `ConfigError` where math-verify is not installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise ConfigError(f"{name} needs math-verify, which is not installed: pip install 'tuneline[math]'.")
 
 
 def is_model_name(name: str) -> bool:

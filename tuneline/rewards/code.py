@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tuneline.errors import RewardError
+from tuneline.logging import get_logger
 from tuneline.rewards.sandbox.jail import Limits
 from tuneline.rewards.sandbox.pool import Case, Job, Sandboxes
 from tuneline.rewards.texts import Completion, completion_text
+
+logger = get_logger(__name__)
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
@@ -63,6 +66,9 @@ class CodeExecutionReward:
             )
         ]
         verdicts = self.sandboxes.check(jobs)
+        without = [verdict.reason for verdict in verdicts if verdict.passed is None]
+        if without:
+            logger.warning("%d of %d programs have no verdict: %s", len(without), len(verdicts), without[0])
         if log_extra is not None:
             log_extra("code_execution", [verdict.reason for verdict in verdicts])
         return [None if verdict.passed is None else float(verdict.passed) for verdict in verdicts]

@@ -31,11 +31,15 @@ Verdict = tuple[bool | None, str]  # passed, or None where the tests are at faul
 def keep(job: dict[str, Any], number: int, on: dict[str, bool], folder: str, report: int) -> None:
     """The keeper: starts the tests' process and waits; never returns."""
     os.setpgid(0, 0)
-    if on["files"]:
-        kernel.unshare(kernel.CLONE_NEWNS)
-    if on["processes"]:
-        kernel.unshare(kernel.CLONE_NEWPID)
-    tests = os.fork()
+    try:
+        if on["files"]:
+            kernel.unshare(kernel.CLONE_NEWNS)
+        if on["processes"]:
+            kernel.unshare(kernel.CLONE_NEWPID)
+        tests = os.fork()
+    except OSError as error:  # the machine has no more of what it granted
+        os.write(report, json.dumps({"passed": None, "reason": f"no process for the program: {error}"}).encode())
+        os._exit(0)
     if tests == 0:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         _run(job, number, on, folder, report)
