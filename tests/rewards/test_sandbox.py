@@ -257,9 +257,25 @@ def test_what_the_tests_expect_is_nowhere_in_the_programs_memory(verdict):
             objects = gc.get_objects()
             objects += [v for o in objects if isinstance(o, dict) for v in list(o.values())]
             found = [o for o in objects if isinstance(o, (str, bytes)) and len(o) < 10**5]
-            return sum('MARK' + 'ER' in str(o) for o in found)
+            return sum('7ARBEZ'[::-1] in str(o) for o in found)
     """
-    assert verdict(program, "MARKER = 1\nassert square(2) == 0").passed is True
+    assert verdict(program, "ZEBRA7 = 1\nassert square(2) == 0").passed is True
+
+
+def test_a_program_cannot_read_the_verdict_on_the_program_before(verdict):
+    tests = "assert square(2) == 'ZEBRA7'"
+    assert "ZEBRA7" in verdict("def square(x): return 0", tests).reason
+    program = """
+        import gc, sys
+        def square(x):
+            frame, found = sys._getframe(), []
+            while frame:
+                found += [*frame.f_locals.values(), *frame.f_globals.values()]
+                frame = frame.f_back
+            return sum('7ARBEZ'[::-1] in repr(o) for o in [*found, *gc.get_objects()] if not callable(o))
+    """
+    for _ in range(3):
+        assert verdict(program, "assert square(2) == 0").passed is True
 
 
 def test_a_test_that_expects_an_exception_is_not_served_by_an_exit(verdict):

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from tuneline.rewards.sandbox import jail, kernel
 from tuneline.rewards.sandbox.exchange import Channel, Program, ProgramFault, Tester, described, read_exactly
 from tuneline.rewards.sandbox.jail import Limits
 
+HAS_READ, ANSWERS = b"r", b"a"  # what the server is told
 Verdict = tuple[bool | None, str]  # passed, or None where the tests are at fault; and why
 
 
@@ -38,7 +40,7 @@ def keep(job: dict[str, Any], number: int, on: dict[str, bool], folder: str, rep
             kernel.unshare(kernel.CLONE_NEWPID)
         tests = os.fork()
     except OSError as error:  # the machine has no more of what it granted
-        os.write(report, json.dumps({"passed": None, "reason": f"no process for the program: {error}"}).encode())
+        _answer((None, f"no process for the program: {error}"), report, 1)
         os._exit(0)
     if tests == 0:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -48,9 +50,9 @@ def keep(job: dict[str, Any], number: int, on: dict[str, bool], folder: str, rep
 
 
 def _run(job: dict[str, Any], number: int, on: dict[str, bool], folder: str, report: int) -> None:
-    """The tests' process; never returns. What it reports are the program's process, then that it has read the tests,
-    then the verdict."""
+    """The tests' process; never returns. It reports to the server that it has read the tests, then that it answers."""
     limits = Limits(**job["limits"])
+    owner = os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (1, 2):  # what tests print is not the server's answer
         os.dup2(null, descriptor)
@@ -64,14 +66,23 @@ def _run(job: dict[str, Any], number: int, on: dict[str, bool], folder: str, rep
         verdict = (False, str(fault))
     except BaseException as error:
         verdict = (None, f"the tests cannot run: {type(error).__name__}: {error}")
-    os.write(report, json.dumps({"passed": verdict[0], "reason": verdict[1]}).encode())
+    _answer(verdict, report, owner)
     os._exit(0)
+
+
+def _answer(verdict: Verdict, report: int, owner: int) -> None:
+    """Give the verdict to the owner. It shows of the tests what failed, and so does not pass through the server, from
+    whose memory the next program is forked."""
+    line = json.dumps({"passed": verdict[0], "reason": verdict[1][:300]}) + "\n"
+    assert len(line) < select.PIPE_BUF  # one write is whole or not at all
+    os.write(report, ANSWERS)
+    os.write(owner, line.encode())
 
 
 def _read_tests(job: dict[str, Any], report: int) -> Any:
     tests = json.loads(read_exactly(0, job["tests_length"]))
     os.dup2(1, 0)
-    os.write(report, b"read\n")
+    os.write(report, HAS_READ)
     return tests
 
 

@@ -1,8 +1,8 @@
 """The server: a process that has little in memory, is locked in once, and forks a job in a few milliseconds.
 
 It reads a job's header (with the program) from its input and leaves the tests, which follow, to the job itself: they
-never pass through the memory that a program is forked from. It writes one line a job. It ends with its owner, whose
-end closes its input.
+never pass through the memory that a program is forked from. It, or the job itself, writes one line a job. It ends with
+its owner, whose end closes its input.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _COMMON = (
     "encodings.idna unicodedata"
 )
 
+_ANSWERING_TIME = 2.0  # seconds that a job has for its answer once it has said that there is one
+
 
 def main(folder: str) -> None:
     """Serve jobs until the input ends.
@@ -43,8 +45,9 @@ def main(folder: str) -> None:
     number = os.getpid() * 7919  # users of different servers differ
     while header := _read_header():
         number += header["num_cases"] + 2
-        verdict, is_read = _serve(header, number, on, folder)
-        _write(verdict)
+        failure, is_read = _serve(header, number, on, folder)
+        if failure:
+            _write({"passed": False, "reason": failure})
         if not is_read:  # the tests are still in the input; another server takes over
             return
 
@@ -56,8 +59,8 @@ def _read_header() -> dict[str, Any] | None:
     return json.loads(job.read_exactly(0, int(length)))
 
 
-def _serve(header: dict[str, Any], number: int, on: dict[str, bool], folder: str) -> tuple[dict[str, Any], bool]:
-    """The verdict on one job, and whether its tests were read."""
+def _serve(header: dict[str, Any], number: int, on: dict[str, bool], folder: str) -> tuple[str, bool]:
+    """Why a job could not answer itself, empty where it did; and whether its tests were read."""
     reading, report = os.pipe()
     keeper = os.fork()
     if keeper == 0:
@@ -77,14 +80,10 @@ def _serve(header: dict[str, Any], number: int, on: dict[str, bool], folder: str
     os.close(reading)
     _end_orphans(on)
     shutil.rmtree(os.path.join(folder, f"job-{number}"), ignore_errors=True)
-    mark, _, verdict = said.partition(b"\n")
-    is_read = mark == b"read"
-    if not is_complete:
-        return {"passed": False, "reason": f"it took longer than {limit} s"}, is_read
-    try:
-        return json.loads(verdict if is_read else said), is_read
-    except ValueError:
-        return {"passed": False, "reason": "its process was killed"}, is_read
+    is_read = job.HAS_READ in said
+    if job.ANSWERS in said:
+        return "", is_read
+    return "its process was killed" if is_complete else f"it took longer than {limit} s", is_read
 
 
 def _listen(reading: int, deadline: float) -> tuple[bytes, bool]:
@@ -101,6 +100,8 @@ def _listen(reading: int, deadline: float) -> tuple[bytes, bool]:
         if not part:
             return said, True
         said += part
+        if job.ANSWERS in part:
+            deadline = time.monotonic() + _ANSWERING_TIME
 
 
 def _end_orphans(on: dict[str, bool]) -> None:
