@@ -1,4 +1,4 @@
-"""`python -m benchmarks dpo|sft|reward|generation`: the same work with TRL and with tuneline, and what each took."""
+"""`python -m benchmarks dpo|sft|reward|generation|grpo`: the same work with TRL and tuneline, and what each took."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 import tuneline
-from benchmarks import generation
+from benchmarks import generation, grpo
 from benchmarks.report import table_of
 from benchmarks.runs import ROOT, SIDES, compare
 from benchmarks.workload import KINDS, Workload
@@ -30,6 +30,8 @@ def main() -> int:
     try:
         if sys.argv[1:2] == ["generation"]:  # trains nothing, and takes other options
             return generation.main(sys.argv[2:], console)
+        if sys.argv[1:2] == ["grpo"]:
+            return grpo.main(sys.argv[2:], console)
         return _run(_parser().parse_args(), console)
     except TunelineError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
@@ -79,7 +81,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, epilog="generation has options of its own"
+        prog="python -m benchmarks", description=__doc__, epilog="generation and grpo have options of their own"
     )
     parser.add_argument("kind", choices=KINDS)
     amount = parser.add_mutually_exclusive_group()

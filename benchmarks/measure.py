@@ -42,14 +42,17 @@ class Measurement(TrainerCallback):
 
     @property
     def training_arguments(self) -> dict[str, Any]:
+        own = {"max_length": self.workload["max_length"], "train_sampling_strategy": "sequential"}
+        return self.arguments_of_all_methods | own
+
+    @property
+    def arguments_of_all_methods(self) -> dict[str, Any]:
         return {
             "output_dir": str(self.result.with_suffix("")),
             "per_device_train_batch_size": self.workload["batch_size"],
             "max_steps": self.workload["steps"] + 1,
             "learning_rate": self.workload["learning_rate"],
-            "max_length": self.workload["max_length"],
             "gradient_checkpointing": self.workload["gradient_checkpointing"],
-            "train_sampling_strategy": "sequential",
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
@@ -78,8 +81,11 @@ class Measurement(TrainerCallback):
 
     def finish(self, log_history: list[dict[str, float]]) -> None:
         """Write what was measured."""
+        self.result.write_text(json.dumps(self.measured(log_history)), encoding="utf-8")
+
+    def measured(self, log_history: list[dict[str, float]]) -> dict[str, Any]:
         steps = [line for line in log_history if "loss" in line]
-        measured = {
+        return {
             "loop_seconds": self.step_ends[-1] - self.step_ends[0],
             "waited": (self.waited[-1] - self.waited[0]) / (self.step_ends[-1] - self.step_ends[0]),
             "step_seconds": [end - start for start, end in zip(self.step_ends, self.step_ends[1:], strict=False)],
@@ -92,7 +98,6 @@ class Measurement(TrainerCallback):
             "num_tokens": steps[-1]["num_tokens"] - steps[0]["num_tokens"],
             "num_threads": torch.get_num_threads(),
         }
-        self.result.write_text(json.dumps(measured), encoding="utf-8")
 
 
 def seconds_waited() -> float:

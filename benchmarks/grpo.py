@@ -1,0 +1,144 @@
+"""`python -m benchmarks grpo`: whole steps (rollout, rewards, update) with TRL and with tuneline, and the update alone.
+
+In whole steps each side draws completions with transformers, as it does; how long each gets is given, the same for both
+sides (see `benchmarks.grpo_work`). For the update both are handed the same completions, and their losses must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.generation import BUSY, DEFAULT_DATA
+from benchmarks.grpo_report import GRPOComparison, Run, table_of
+from benchmarks.grpo_work import GRPOWork, GRPOWorkload, prepare
+from benchmarks.runs import SIDES, run_python
+from tuneline.errors import ConfigError, StageError
+
+PARTS = ("steps", "update")
+LOSS_TOLERANCE = 1e-4
+# Gradients and entropies of TRL go through sums over padded rows, which round otherwise; relative.
+NORM_TOLERANCE = 1e-3
+ENTROPY_TOLERANCE = 1e-4
+
+
+def main(words: list[str], console: Console) -> int:
+    """Prepare, run each part and side in processes of their own, print a table.
+
+    Raises:
+        ConfigError: an option out of its range.
+        DataError: a data file that is absent, or has too few rows.
+        StageError: a process failed, or the two sides did not do the same work.
+    """
+    arguments = _parser().parse_args(words)
+    workload = _workload(arguments)
+    sides = [side for side in SIDES if side in arguments.sides]
+    parts = [part for part in PARTS if part in arguments.parts]
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
+        folder = Path(arguments.folder or temporary).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        console.print("preparing model, tokenizer and prompts", style="dim")
+        work = prepare(workload, folder)
+        runs: dict[str, dict[str, list[Run]]] = {part: {side: [] for side in sides} for part in parts}
+        for turn in range(arguments.repeats):
+            for part in parts:
+                # what changes on the machine over time should not fall on one side alone
+                for side in sides if turn % 2 == 0 else reversed(sides):
+                    run = _run(part, side, turn, folder, work)
+                    runs[part][side].append(run)
+                    seconds, of = run["loop_seconds"], f"run {turn + 1} of {arguments.repeats}"
+                    console.print(f"{part}, {side}: {seconds:.1f} s, {of}", style="dim", highlight=False)
+    comparison = GRPOComparison(workload, work, runs)
+    Console().print(table_of(comparison))
+    if arguments.json:
+        machine = {"platform": platform.platform(), "processor": platform.processor()}
+        arguments.json.write_text(json.dumps(machine | asdict(comparison), indent=1), encoding="utf-8")
+    if comparison.waited > BUSY:
+        console.print(
+            "[yellow]other processes took cores from these runs: the figures hold on a quiet machine only[/yellow]"
+        )
+    return _check_agreement(comparison, console)
+
+
+def _workload(arguments: argparse.Namespace) -> GRPOWorkload:
+    least = {"num_generations": 2, "max_completion_length": 2}
+    for name in ("steps", "prompts", "num_generations", "batch_size", "repeats", "max_completion_length"):
+        value = getattr(arguments, name)
+        if value < least.get(name, 1):
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least.get(name, 1)}.")
+    workload = GRPOWorkload(
+        data=str(arguments.data),
+        steps=arguments.steps,
+        prompts=arguments.prompts,
+        num_generations=arguments.num_generations,
+        batch_size=arguments.batch_size,
+        max_completion_length=arguments.max_completion_length,
+        learning_rate=arguments.learning_rate,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        seed=arguments.seed,
+    )
+    if workload.completions_a_step % workload.batch_size:
+        raise ConfigError(
+            f"--batch-size {workload.batch_size} does not divide the {workload.completions_a_step} completions of a "
+            "step (--prompts times --num-generations)."
+        )
+    return workload
+
+
+def _run(part: str, side: str, turn: int, folder: Path, work: GRPOWork) -> Run:
+    peak = json.loads(run_python("peak", ["-m", "benchmarks.peak"], folder))
+    result = folder / f"{part}_{side}_{turn}.json"
+    run_python(side, ["-m", "benchmarks.grpo_side", side, part], folder, result)
+    run: Run = json.loads(result.read_text(encoding="utf-8"))
+    if run["num_tokens"] != work.update.real_tokens:
+        raise StageError(
+            f"{side} learned from {run['num_tokens']:.0f} tokens in the measured steps, and prompts and completions "
+            f"have {work.update.real_tokens}: the two sides do not do the same work."
+        )
+    return run | {"peak_flops": peak["peak"]}
+
+
+def _check_agreement(comparison: GRPOComparison, console: Console) -> int:
+    bounds = {
+        "losses": (LOSS_TOLERANCE, False),
+        "grad_norms": (NORM_TOLERANCE, True),
+        "entropies": (ENTROPY_TOLERANCE, True),
+    }
+    agree = True
+    for key, (bound, relative) in bounds.items():
+        difference = comparison.largest_difference(key, relative=relative)
+        if difference is not None and not difference <= bound:
+            name = key.replace("_", " ")
+            console.print(f"[red]the {name} of the two sides differ by {difference:.1e}, more than {bound:.0e}[/red]")
+            agree = False
+    return 0 if agree else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks grpo", description=__doc__)
+    parser.add_argument("--steps", type=int, default=2, help="steps to measure, after one that warms up (default 2)")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts a step (default 4)")
+    parser.add_argument("--num-generations", type=int, default=8, help="completions a prompt (default 8)")
+    parser.add_argument("--batch-size", type=int, default=8, help="completions a micro-batch (default 8)")
+    parser.add_argument("--max-completion-length", type=int, default=256, help="in tokens (default 256)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="leave one out (default both)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each side, in turns, for medians (default 1)")
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of questions and answers")
+    parser.add_argument("--learning-rate", type=float, default=1e-6, help="default 1e-6")
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on both sides alike; on by default, as in TRL",
+    )
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="leave one out (default both)")
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--folder", type=Path, help="keep model and rows here (default a temporary folder)")
+    return parser
