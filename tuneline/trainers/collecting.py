@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Collector:
         self.interaction, self.rollout_func = interaction, rollout_func
         self.seconds: dict[str, float] = defaultdict(float)  # by phase, since the trainer was made
         self._weights_of_engine: int | None = None  # the step whose weights it has
+        self._column_names: list[str] = []  # of the rows, for a process that has none of a last batch
 
     def draw(self, rows: list[dict[str, Any]], seeds: list[int]) -> Drawn:
         """A rollout a row, by the weights of this step."""
@@ -65,21 +66,31 @@ class Collector:
                 max_length=self.trainer.args.max_length,
             )
 
+    def forget_weights(self) -> None:
+        """Have the engine take over the weights before it draws again, whatever the step."""
+        self._weights_of_engine = None
+
+    def note_columns(self, rows: list[dict[str, Any]]) -> None:
+        """Remember what these rows hold beside the prompt."""
+        if rows:
+            self._column_names = list(dict.fromkeys(name for row in rows for name in row if name != "prompt"))
+
     def start_rewards(self, drawn: Drawn) -> Pending:
         """Begin to reward, in the background."""
-        names = dict.fromkeys(name for row in drawn.rows for name in row if name != "prompt")
+        self.note_columns(drawn.rows)
         return self.rewards.start(
             prompts=[row["prompt"] for row in drawn.rows],
             completions=drawn.completions,
             completion_ids=[rollout.completion_ids for rollout in drawn.rollouts],
-            columns={name: [row.get(name) for row in drawn.rows] for name in names},
+            columns={name: [row.get(name) for row in drawn.rows] for name in self._column_names},
             trainer_state=self.trainer.state,
             environments=drawn.environments,
         )
 
     def score(self, scored: list[ScoredRollout]) -> None:
         """What policy and reference say of the targets, micro-batch by micro-batch."""
-        policy = self.trainer.model_wrapped
+        # Not DDP's wrapper, which would wait for the other processes: in evaluation they may have less to score.
+        policy = self.trainer.model_wrapped if self.trainer.is_deepspeed_enabled else self.trainer.model
         was_training = policy.training
         size = self.trainer.args.per_device_train_batch_size
         needs_old, reference = self.trainer.needs_old_logprobs, self.trainer.reference
@@ -107,14 +118,15 @@ class Collector:
 
     def record_rollouts(self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor) -> None:
         """The metrics of a generation; `rewards` (rollouts, functions) and `group_ids` are of all processes."""
-        lengths = torch.tensor([float(len(one.completion_ids)) for one in drawn.rollouts])
+        lengths = torch.tensor([float(ScoredRollout(one).num_targets) for one in drawn.rollouts])
+        failures = self.of_all(torch.tensor([list(scores.failures.values())], dtype=torch.float32)).sum(0)
         finished = torch.tensor([one.is_finished for one in drawn.rollouts], dtype=torch.bool)
         self.trainer.record(
             {
                 **{f"completions/{name}_length": lengths for name in ("mean", "min", "max")},
                 **{f"completions/{name}_terminated_length": lengths[finished] for name in ("mean", "min", "max")},
                 "completions/clipped_ratio": (~finished).float(),
-                **{f"reward_failures/{name}": torch.tensor(float(n)) for name, n in scores.failures.items() if n},
+                **{f"reward_failures/{name}": n for name, n in zip(scores.failures, failures, strict=True) if n},
                 **{name: torch.tensor(value) for name, value in scores.metrics.items()},
             }
         )
@@ -130,11 +142,16 @@ class Collector:
         self.trainer.record({"reward": total[~total.isnan()], "reward_std": _deviation(total)})
         self.trainer.record({"frac_reward_zero_std": (~has_spread(total, group_ids)).float()})
 
+    def counts(self, num_own: int) -> list[int]:
+        """How many rows each process has."""
+        own = torch.tensor([num_own], device=self.trainer.args.device)
+        return self.trainer.accelerator.gather(own).tolist()
+
     def of_all(self, values: Tensor) -> Tensor:
         """The rows of all processes behind one another, on the CPU; each may have another number of them."""
         if self.trainer.accelerator.num_processes == 1:
             return values
-        counts = self.trainer.accelerator.gather(torch.tensor([len(values)], device=self.trainer.args.device)).tolist()
+        counts = self.counts(len(values))
         whole = values.new_zeros(max(counts), *values.shape[1:])
         whole[: len(values)] = values
         parts = self.trainer.accelerator.gather(whole[None].to(self.trainer.args.device)).cpu()
@@ -145,6 +162,17 @@ class Collector:
         begun = time.perf_counter()
         yield
         self.seconds[phase] += time.perf_counter() - begun
+
+
+def take_over(scores: Scores, positions: Sequence[int], others: Scores) -> None:
+    """Put what was said of other rollouts at these positions; what was lost on both is counted."""
+    for name, num_lost in others.failures.items():
+        scores.failures[name] += num_lost
+    for name in {*scores.extras, *others.extras}:
+        values = scores.extras.setdefault(name, [None] * len(scores.values))
+        found = others.extras.get(name, [None] * len(positions))
+        for i, value in zip(positions, found, strict=True):
+            values[i] = value
 
 
 def _deviation(values: Tensor) -> Tensor:

@@ -44,11 +44,16 @@ class CompletionsLog:
     def __init__(self, args: Any):
         self.args = args
         self.console = Console()
+        self._step = -1
+        self._tables: list[pa.Table] = []  # of this step, which may have several generations
 
     def __call__(self, step: int, table: RolloutTable) -> None:
         folder = Path(self.args.output_dir) / "completions"
         folder.mkdir(parents=True, exist_ok=True)
-        rows = pa.table({"step": [step] * len(table["prompt"]), **table})
+        if step != self._step:
+            self._step, self._tables = step, []
+        self._tables.append(pa.table({"step": [step] * len(table["prompt"]), **table}))
+        rows = pa.concat_tables(self._tables, promote_options="permissive")
         pq.write_table(rows, folder / f"completions_{step:05d}.parquet")
         which = list(range(len(table["prompt"])))
         if self.args.log_unique_prompts:

@@ -143,7 +143,11 @@ def make_experience(scored: Sequence[ScoredRollout]) -> Experience:
 def save_experiences(experiences: Sequence[Experience], path: Path) -> None:
     """Write micro-batches that wait to be learned from, as safetensors."""
     save_file(
-        {f"{i}/{name}": t.contiguous() for i, one in enumerate(experiences) for name, t in one.state_dict().items()},
+        {  # copies, since an experience that is learned from twice waits twice, and a file holds no tensor twice
+            f"{i}/{name}": tensor.clone(memory_format=torch.contiguous_format)
+            for i, one in enumerate(experiences)
+            for name, tensor in one.state_dict().items()
+        },
         path,
     )
 

@@ -15,19 +15,23 @@ from tuneline.advantages import combine_rewards, has_spread, multi_reward_advant
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError
 from tuneline.logging import get_logger
-from tuneline.logprobs import TargetLogprobs, token_logprobs
+from tuneline.logprobs import token_logprobs
 from tuneline.losses.entropy import AdaptiveEntropyCoefficient, entropy_bonus, entropy_threshold, top_entropy_mask
 from tuneline.losses.mismatch import mismatch_weights, off_policy_mask
 from tuneline.losses.policy import PolicyLoss, kl_penalty, num_items, policy_loss, token_weights
 from tuneline.losses.sequences import means_by_sequence
+from tuneline.rewards.calling import Scores
 from tuneline.rollout.protocol import RolloutEngine, rollout_seed
 from tuneline.trainers.base import Rows, default_args
+from tuneline.trainers.collecting import take_over
 from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout
 from tuneline.trainers.grpo_config import GRPOConfig
 from tuneline.trainers.online import OnlineTrainer
 
 logger = get_logger(__name__)
+
+_EMPTY_PROMPT = [{"role": "user", "content": ""}]
 
 
 class GRPOTrainer(OnlineTrainer):
@@ -65,8 +69,9 @@ class GRPOTrainer(OnlineTrainer):
         rollout_engine: RolloutEngine | None = None,
     ):
         config: GRPOConfig = default_args(GRPOConfig, model, self.method) if args is None else args
-        if train_dataset is None and environment_factory is not None:
-            train_dataset = _tasks_of_environments(config)
+        if environment_factory is not None:
+            train_dataset = _tasks_of_environments(config) if train_dataset is None else _with_prompts(train_dataset)
+            eval_dataset = _with_prompts(eval_dataset)
 
         def interaction(tokenizer: Any, stop_token_ids: Sequence[int]) -> Interaction:
             return Interaction(
@@ -132,7 +137,8 @@ class GRPOTrainer(OnlineTrainer):
     def _keep_uncertain(self, scored: list[ScoredRollout]) -> None:
         """Mark the tokens that the policy was least sure of when it wrote them, over the whole generation."""
         if self.args.top_entropy_quantile < 1:
-            entropies = torch.cat([one.by_target["old_entropies"] for one in scored] or [torch.empty(0)])
+            counted = [one.by_target["old_entropies"] for one in scored if one.counts_targets]
+            entropies = torch.cat(counted or [torch.empty(0)])
             threshold = entropy_threshold(
                 entropies.to(self.args.device),
                 self.args.top_entropy_quantile,
@@ -147,6 +153,14 @@ class GRPOTrainer(OnlineTrainer):
         targets: Any = experience.num_targets
         sequences: Any = experience.num_sequences
         return num_items(self.args.loss_type, targets, sequences, self.args.max_completion_length)
+
+    def count_step(self, batches: Sequence[Experience]) -> None:
+        self.step_num_acting = self.step_num_targets  # what an entropy bonus acts on
+        if self.args.top_entropy_quantile < 1:
+            acting = sum(_acting(one).sum() for one in batches)
+            acting = torch.as_tensor(acting, device=self.args.device)
+            total = self.accelerator.reduce(acting, "sum") if self.mode == "train" else acting
+            self.step_num_acting = total.clamp(min=1)
 
     def loss(self, model: nn.Module, experience: Experience) -> Tensor:
         a, trees, known = self.args, experience.trees, experience.by_target
@@ -179,7 +193,7 @@ class GRPOTrainer(OnlineTrainer):
                 clip_max=a.vllm_importance_sampling_clip_max,
                 clip_min=a.vllm_importance_sampling_clip_min,
             )
-            self._record_mismatch(old_logprobs, known["sampler_logprobs"], corrections)
+            self._record_mismatch(old_logprobs, corrections, experience)
         found = policy_loss(
             logprobs,
             old_logprobs,
@@ -201,62 +215,84 @@ class GRPOTrainer(OnlineTrainer):
             sampler_ratios=corrections,
             sampler_ratio_level=a.vllm_importance_sampling_mode.split("_")[0],
         )
-        losses = found.losses
+        losses, counted = found.losses, experience.weights[ids]
         if "ref_logprobs" in known:
             ratios = found.ratios if a.use_bias_correction_kl else None
-            losses = losses + a.beta * kl_penalty(logprobs, known["ref_logprobs"], a.kl_estimator, ratios)
-            self.record({"kl": kl_penalty(logprobs.detach(), known["ref_logprobs"], a.kl_estimator)})
-        counted = experience.weights[ids]
+            penalties = kl_penalty(logprobs, known["ref_logprobs"], a.kl_estimator, ratios)
+            losses = losses + a.beta * penalties
+            self.record({"kl": ((penalties.detach() * counted).sum(), counted.sum())})
         losses = losses * token_weights(a.loss_type, ids, num_sequences) * counted
-        losses = self._with_entropy_bonus(losses, answers.entropies, mask, counted)
-        self._record_policy(answers, found, ids, num_sequences)
+        losses = self._with_entropy_bonus(losses, answers.entropies, experience)
+        self._record_policy(answers.entropies, found, experience)
         if answers.aux_loss is not None and a.router_aux_loss_coef is not None:
             share = experience.num_targets / self.step_num_targets * self.step_num_items
             self.record({"aux_loss": answers.aux_loss})
             losses = losses + a.router_aux_loss_coef * answers.aux_loss * share / max(len(losses), 1)
         return losses
 
-    def _with_entropy_bonus(self, losses: Tensor, entropies: Tensor, mask: Tensor | None, counted: Tensor) -> Tensor:
+    def _with_entropy_bonus(self, losses: Tensor, entropies: Tensor, experience: Experience) -> Tensor:
         a = self.args
         if not (a.entropy_coef or a.use_adaptive_entropy):
             return losses
-        self.record({"policy_loss": (losses.sum(), self.step_num_items)})
-        acts = counted if mask is None else counted * mask
+        self.record({"policy_loss": (losses.sum(), torch.as_tensor(self.num_items(experience)))})
+        acting = _acting(experience)
         if self.mode == "train":
-            own = torch.stack([(entropies * acts).sum(), acts.sum()]).detach()
+            own = torch.stack([(entropies * acting).sum(), acting.sum()]).detach()
             self._entropy_of_step = self._entropy_of_step.to(own) + own
-            self.record({"entropy_coef": torch.tensor(self.entropy_coefficient.coefficient)})
+            if not a.use_adaptive_entropy:
+                self.record({"entropy_coef": torch.tensor(a.entropy_coef)})
         coefficient = self.entropy_coefficient.applied if a.use_adaptive_entropy else a.entropy_coef
         bonus = entropy_bonus(
-            entropies, coefficient, num_items=self.step_num_items, num_targets=self.step_num_targets, mask=acts
+            entropies, coefficient, num_items=self.step_num_items, num_targets=self.step_num_acting, mask=acting
         )
         return losses + bonus
 
-    def _record_policy(self, answers: TargetLogprobs, found: PolicyLoss, ids: Tensor, num_sequences: int) -> None:
-        self.record({"entropy": answers.entropies})
+    def _record_policy(self, entropies: Tensor, found: PolicyLoss, experience: Experience) -> None:
+        """Shares are of all targets, or sequences where they have one ratio; those left out of the trees are of
+        advantage 0 and never clipped."""
+        ids, weights = experience.trees.sequence_ids, experience.weights
+        counted = weights[ids]
+        self.record({"entropy": ((entropies * counted).sum(), counted.sum())})
+        is_by_sequence = self.args.importance_sampling_level == "sequence"
+
+        def share(flags: Tensor) -> tuple[Tensor, Tensor]:
+            if is_by_sequence:
+                return (means_by_sequence(flags, ids, len(weights)) * weights).sum(), experience.num_sequences
+            return (flags * counted).sum(), experience.num_targets
+
         low, high = found.is_clipped_low.float(), found.is_clipped_high.float()
         match self.args.loss_type:
             case "cispo":
-                self.record({"cispo_clip_ratio": high})
+                self.record({"cispo_clip_ratio": share(high)})
             case "vespo":
                 assert found.phi is not None
-                self.record({"vespo/phi_seq_mean": means_by_sequence(found.phi, ids, num_sequences)})
+                phi = means_by_sequence(found.phi, ids, len(weights))
+                self.record({"vespo/phi_seq_mean": ((phi * weights).sum(), weights.sum())})
             case "sapo":
                 pass
             case _:
+                low_by_sequence, high_by_sequence = (
+                    means_by_sequence(flags, ids, len(weights)) * weights for flags in (low, high)
+                )
+                is_whole = counted.sum() == experience.num_targets
                 self.record(
                     {
-                        "clip_ratio/low_mean": low,
-                        "clip_ratio/high_mean": high,
-                        "clip_ratio/region_mean": low + high,
-                        "clip_ratio/low_min": means_by_sequence(low, ids, num_sequences),
-                        "clip_ratio/high_max": means_by_sequence(high, ids, num_sequences),
+                        "clip_ratio/low_mean": share(low),
+                        "clip_ratio/high_mean": share(high),
+                        "clip_ratio/region_mean": share(low + high),
+                        "clip_ratio/low_min": torch.where(is_whole, low_by_sequence.amin(), 0.0),
+                        "clip_ratio/high_max": high_by_sequence.amax(),
                     }
                 )
 
-    def _record_mismatch(self, old_logprobs: Tensor, sampler_logprobs: Tensor, corrections: Tensor) -> None:
-        difference = (old_logprobs - sampler_logprobs).abs()
+    def _record_mismatch(self, old_logprobs: Tensor, corrections: Tensor, experience: Experience) -> None:
+        ids, is_counted = experience.trees.sequence_ids, experience.weights > 0
+        difference = (old_logprobs - experience.by_target["sampler_logprobs"]).abs()[is_counted[ids]]
         difference = difference[~difference.isnan()]
+        if self.args.vllm_importance_sampling_mode.startswith("sequence"):
+            corrections = means_by_sequence(corrections, ids, len(is_counted))[is_counted]
+        else:
+            corrections = corrections[is_counted[ids]]
         self.record(
             {
                 **{f"sampling/sampling_logp_difference/{name}": difference for name in ("mean", "max")},
@@ -271,11 +307,7 @@ class GRPOTrainer(OnlineTrainer):
         return self.args.dynamic_sampling and self.mode == "train"
 
     def _replace(
-        self,
-        drawn: Drawn,
-        rewards: Tensor,
-        group_ids: Tensor,
-        key: tuple[Any, ...],
+        self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor, first: int, key: tuple[Any, ...]
     ) -> Tensor:
         """Draw fresh prompts in the place of groups whose rewards are all alike, a few times over.
 
@@ -283,30 +315,29 @@ class GRPOTrainer(OnlineTrainer):
         """
         if not isinstance(self.train_dataset, Dataset):
             raise ConfigError("dynamic_sampling=True needs a dataset that can be read at any row, not a stream.")
-        first = self.accelerator.process_index * len(drawn.rows)
+        seed = (self.args.seed, self.state.global_step, *key)
+        own_groups = group_ids[first : first + len(drawn.rows)].tolist()
         num_replaced = 0
         for attempt in range(1, self.args.max_dynamic_sampling_rounds + 1):
-            total = combine_rewards(rewards, self.rewards.weights)
-            dull = ~has_spread(total, group_ids)
-            groups = group_ids[dull].unique().tolist()
+            is_dull = ~has_spread(combine_rewards(rewards, self.rewards.weights), group_ids)
+            groups = group_ids[is_dull].unique().tolist()
             if not groups:
                 break
             num_replaced += len(groups)
-            seed = rollout_seed(self.args.seed, self.state.global_step, *key, "fresh prompts", attempt)
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(rollout_seed(*seed, "fresh prompts", attempt))
             fresh = torch.randint(len(self.train_dataset), (len(groups),), generator=generator).tolist()
             row_of = dict(zip(groups, fresh, strict=True))
-            own_groups = group_ids[first : first + len(drawn.rows)].tolist()
             positions = [i for i, group in enumerate(own_groups) if group in row_of]
             rows = [dict(self.train_dataset[row_of[own_groups[i]]]) for i in positions]
-            seeds = [rollout_seed(self.args.seed, self.state.global_step, *key, attempt, first + i) for i in positions]
             own = rewards[first : first + len(drawn.rows)].clone()
             if rows:
                 with self.collector.timed("rollout"):
-                    others = self.collector.draw(rows, seeds)
+                    others = self.collector.draw(rows, [rollout_seed(*seed, attempt, first + i) for i in positions])
                 drawn.replace(positions, others)
                 with self.collector.timed("rewards"):
-                    own[positions] = self.collector.start_rewards(others).result().values
+                    found = self.collector.start_rewards(others).result()
+                take_over(scores, positions, found)
+                own[positions] = found.values
             rewards = self.collector.of_all(own)
         left = (~has_spread(combine_rewards(rewards, self.rewards.weights), group_ids)).float()
         self.record({"dynamic_sampling/num_replaced": torch.tensor(float(num_replaced))})
@@ -330,6 +361,14 @@ class _EntropyStep(TrainerCallback):
         total, count = self.trainer.accelerator.reduce(self.trainer._entropy_of_step, "sum").tolist()
         self.trainer.entropy_coefficient.update(total / max(count, 1.0))
         self.trainer._entropy_of_step = torch.zeros_like(self.trainer._entropy_of_step)
+        self.trainer.record({"entropy_coef": torch.tensor(self.trainer.entropy_coefficient.coefficient)})
+
+
+def _acting(experience: Experience) -> Tensor:
+    """(targets,): 1 where the objective and an entropy bonus act."""
+    counted = experience.weights[experience.trees.sequence_ids]
+    is_uncertain = experience.by_target.get("is_uncertain")
+    return counted if is_uncertain is None else counted * is_uncertain
 
 
 def _tasks_of_environments(args: GRPOConfig) -> Dataset:
@@ -338,4 +377,13 @@ def _tasks_of_environments(args: GRPOConfig) -> Dataset:
         raise ConfigError("without a train_dataset the length of the run is unknown; set max_steps.")
     total = args.generation_batch_size
     assert total is not None
-    return Dataset.from_list([{"prompt": [{"role": "user", "content": ""}]}] * (total // args.num_generations))
+    return Dataset.from_list([{"prompt": _EMPTY_PROMPT}] * (total // args.num_generations))
+
+
+def _with_prompts(rows: Any) -> Any:
+    """Rows without prompts given empty ones, which the environments' resets fill."""
+    if isinstance(rows, dict):
+        return {name: _with_prompts(part) for name, part in rows.items()}
+    if not isinstance(rows, Dataset) or "prompt" in rows.column_names:
+        return rows
+    return rows.add_column("prompt", [_EMPTY_PROMPT] * len(rows))

@@ -8,10 +8,11 @@ that is drawn comes from (seed, step, number in the batch), so a resumed run dra
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ from transformers import PreTrainedModel, TrainerCallback
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
+from tuneline.metrics import Recorded
 from tuneline.models.layouts import base_model
 from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
-from tuneline.rewards.calling import RewardFunctions
+from tuneline.rewards.calling import RewardFunctions, Scores
 from tuneline.rollout.protocol import RolloutEngine, rollout_seed
 from tuneline.rollout.stopping import stop_token_ids
 from tuneline.rollout.transformers_engine import TransformersEngine
@@ -115,6 +117,7 @@ class OnlineTrainer(BaseTrainer):
         self.queue: deque[Experience] = deque()
         self.listeners: list[RolloutListener] = []
         self._num_evaluated = 0
+        self._recorded: set[str] = set()
         self.step_num_items = self.step_num_targets = torch.ones(())
         super().__init__(
             model=policy,
@@ -174,10 +177,24 @@ class OnlineTrainer(BaseTrainer):
     def load_algorithm_state(self, numbers: dict[str, Any]) -> None:
         """Take back what `algorithm_state` gave."""
 
+    # Metrics
+
+    def record(self, values: Mapping[str, Recorded]) -> None:
+        self._recorded |= values.keys()
+        super().record(values)
+
+    def agree_on_metrics(self) -> None:
+        """Make the names known that another process has recorded, such as what its reward functions logged; every
+        process must call it."""
+        if self.accelerator.num_processes > 1:
+            names = sorted(set(gather_object(sorted(self._recorded))))
+            self.record({name: torch.empty(0) for name in names})
+        self._recorded.clear()
+
     # What users may call
 
     def add_rollout_listener(self, listener: RolloutListener) -> None:
-        """Have the main process call `listener(step, table)` with all rollouts of each generation."""
+        """Have the main process call `listener(step, table)` with all rollouts of each generation to train on."""
         self.listeners.append(listener)
 
     # The loop
@@ -218,8 +235,9 @@ class OnlineTrainer(BaseTrainer):
             rows: those of this process, the rows of a group behind one another.
             key: with the seed and the step it names all that is drawn.
         """
-        first = self.accelerator.process_index * len(rows)
-        group_ids = self.collector.of_all(torch.arange(first, first + len(rows)) // group_size)
+        counts = self.collector.counts(len(rows))
+        first = sum(counts[: self.accelerator.process_index])
+        group_ids = torch.arange(sum(counts)) // group_size
         seeds = [rollout_seed(self.args.seed, self.state.global_step, *key, first + i) for i in range(len(rows))]
         with self.collector.timed("rollout"):
             drawn = self.collector.draw(rows, seeds)
@@ -232,19 +250,21 @@ class OnlineTrainer(BaseTrainer):
             scores = pending.result()
         rewards = self.collector.of_all(scores.values)
         if self._may_replace:
-            rewards = self._replace(drawn, rewards, group_ids, key)
+            rewards = self._replace(drawn, scores, rewards, group_ids, first, key)
             scored = [ScoredRollout(rollout) for rollout in drawn.rollouts]
             with self.collector.timed("scoring"):
                 self.collector.score(scored)
+        for one in scored:
+            one.counts_targets = one.rollout.is_finished or not self.args.mask_truncated_completions
         advantages = self.assign_credit(rewards, group_ids, drawn, scored)
         self.collector.record_rollouts(drawn, scores, rewards, group_ids)
+        if self.mode == "train":
+            self.agree_on_metrics()
         for one, advantage in zip(scored, advantages[first : first + len(rows)].tolist(), strict=True):
             one.advantage = advantage
-            cut_off = self.args.mask_truncated_completions and not one.rollout.is_finished
-            one.counts_targets = not cut_off
-            idle = advantage == 0 and self.args.skip_zero_advantages and not self.reads_every_target
-            one.learns = not cut_off and not idle
-        if self.listeners:
+            is_idle = advantage == 0 and self.args.skip_zero_advantages and not self.reads_every_target
+            one.learns = one.counts_targets and not is_idle
+        if self.listeners and self.mode == "train":
             table = rollout_table(self, drawn, scores, rewards, advantages)
             if self.is_world_process_zero():
                 for listener in self.listeners:
@@ -256,8 +276,10 @@ class OnlineTrainer(BaseTrainer):
     def _may_replace(self) -> bool:
         return False
 
-    def _replace(self, drawn: Drawn, rewards: Tensor, group_ids: Tensor, key: tuple[Any, ...]) -> Tensor:
-        """Dynamic sampling, where a method has it."""
+    def _replace(
+        self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor, first: int, key: tuple[Any, ...]
+    ) -> Tensor:
+        """Dynamic sampling, where a method has it; `first` is the place of this process's first rollout."""
         raise NotImplementedError
 
     def floating_point_ops(self, inputs: Experience) -> int:
@@ -274,17 +296,20 @@ class OnlineTrainer(BaseTrainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows = inputs[: self._num_real_trees(len(inputs))]
         self._num_evaluated += 1
+        self.collector.note_columns(inputs)
         group_size = self.args.completions_a_prompt_in_evaluation
         found = self.collect(rows, 1, group_size, ("evaluation", self._num_evaluated))
-        if not found:
-            return torch.zeros((), device=self.args.device), None, None
-        experience = found[0].to(self.args.device)
-        num_items = torch.as_tensor(self.num_items(experience)).clamp(min=1)
-        self.step_num_items, self.step_num_targets = num_items, experience.num_targets.clamp(min=1)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            losses = self.loss(model, experience)
-        self.record({"loss": (losses.sum(), num_items)})
-        return losses.sum() / num_items, None, None
+        loss = torch.zeros((), device=self.args.device)
+        for experience in (one.to(self.args.device) for one in found):  # one, or none where there are no rows
+            num_items = torch.as_tensor(self.num_items(experience)).clamp(min=1)
+            self.step_num_items, self.step_num_targets = num_items, experience.num_targets.clamp(min=1)
+            self.count_step([experience])
+            with torch.no_grad(), self.compute_loss_context_manager():
+                losses = self.loss(model, experience)
+            self.record({"loss": (losses.sum(), num_items)})
+            loss = losses.sum() / num_items
+        self.agree_on_metrics()
+        return loss, None, None
 
     # Data
 
@@ -305,7 +330,11 @@ class OnlineTrainer(BaseTrainer):
                 f"the evaluation batch of {total} completions (per_device_eval_batch_size x processes) is no multiple "
                 f"of the {group_size} completions a prompt (num_generations_eval); change one of them."
             )
-        return self._loader(rows, a.per_device_eval_batch_size, group_size, 1, 1, False)
+        if isinstance(rows, IterableDataset):
+            return self._loader(rows, a.per_device_eval_batch_size, group_size, 1, 1, False)
+        # Each row as often as it is asked, so that the length tells how many of the last batch are there to fill it up.
+        rows = rows.select([i for i in range(len(rows)) for _ in range(group_size)])
+        return self._loader(rows, a.per_device_eval_batch_size, 1, 1, 1, False)
 
     def _loader(
         self, rows: Any, batch_size: int, group_size: int, num_prompts: int, repeats: int, shuffle: bool
@@ -314,8 +343,11 @@ class OnlineTrainer(BaseTrainer):
             "batch_size": batch_size,
             "collate_fn": list,
             "num_workers": self.args.dataloader_num_workers,
+            # The loader draws a seed for its workers; of its own, so that an evaluation leaves training's draws alone.
+            "generator": torch.Generator().manual_seed(self.args.seed),
         }
         if isinstance(rows, IterableDataset):
+            options["num_workers"] = min(1, options["num_workers"])  # several would mix up the batches
             stream = RepeatedStream(rows, group_size, num_prompts, repeats)
             return self.accelerator.prepare(DataLoader(stream, **options))
         sampler = RepeatSampler(len(rows), group_size, num_prompts, repeats, shuffle, self.args.seed)

@@ -30,6 +30,7 @@ class OnlineState(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.queue.clear()
+        self.trainer.collector.forget_weights()
         if state.global_step == 0:
             return
         path = self._folder(args, state) / f"state-{args.process_index}.json"

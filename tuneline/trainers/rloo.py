@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tuneline.advantages import combine_rewards, leave_one_out
 from tuneline.logprobs import token_logprobs
-from tuneline.losses.policy import kl_penalty, policy_loss, token_weights
+from tuneline.losses.policy import PolicyLoss, kl_penalty, policy_loss, token_weights
 from tuneline.losses.sequences import means_by_sequence
 from tuneline.trainers.drawing import Drawn
 from tuneline.trainers.experience import Experience, ScoredRollout
@@ -41,8 +41,12 @@ class RLOOTrainer(OnlineTrainer):
         if self.args.reward_clip_range is not None:
             total = total.clamp(*self.args.reward_clip_range)
         if self.args.beta:
-            kl = [kl_penalty(one.by_target["old_logprobs"], one.by_target["ref_logprobs"], "k1") for one in scored]
-            self.record({"kl": torch.cat(kl) if kl else torch.empty(0)})
+            kl = [
+                kl_penalty(one.by_target["old_logprobs"], one.by_target["ref_logprobs"], "k1") * one.counts_targets
+                for one in scored
+            ]
+            num_counted = sum(one.num_targets for one in scored if one.counts_targets)
+            self.record({"kl": (torch.cat(kl).sum() if kl else torch.zeros(()), torch.tensor(num_counted))})
             sums = torch.stack([values.sum() for values in kl]) if kl else torch.empty(0)
             total = total - self.args.beta * self.collector.of_all(sums)
         for one in scored:
@@ -69,16 +73,25 @@ class RLOOTrainer(OnlineTrainer):
             epsilon=self.args.epsilon,
             epsilon_high=self.args.epsilon_high,
         )
+        self._record_policy(answers.entropies, found, experience)
+        return found.losses * token_weights("grpo", ids, num_sequences) * experience.weights[ids]
+
+    def _record_policy(self, entropies: Tensor, found: PolicyLoss, experience: Experience) -> None:
+        """What is left out of the trees counts too: of advantage 0, it is never clipped."""
+        ids, weights, num_sequences = experience.trees.sequence_ids, experience.weights, experience.num_sequences
+        counted = weights[ids]
         low, high = (
-            means_by_sequence(flags.float(), ids, num_sequences)
+            means_by_sequence(flags.float(), ids, len(weights)) * weights
             for flags in (found.is_clipped_low, found.is_clipped_high)
         )
+        is_whole = weights.sum() == num_sequences
         self.record(
             {
-                "entropy": answers.entropies,
-                **dict.fromkeys(("clip_ratio/low_mean", "clip_ratio/low_min"), low),
-                **dict.fromkeys(("clip_ratio/high_mean", "clip_ratio/high_max"), high),
-                "clip_ratio/region_mean": low + high,
+                "entropy": ((entropies * counted).sum(), counted.sum()),
+                "clip_ratio/low_mean": (low.sum(), num_sequences),
+                "clip_ratio/low_min": torch.where(is_whole, low.amin(), 0.0),
+                "clip_ratio/high_mean": (high.sum(), num_sequences),
+                "clip_ratio/high_max": high.amax(),
+                "clip_ratio/region_mean": ((low + high).sum(), num_sequences),
             }
         )
-        return found.losses * token_weights("grpo", ids, num_sequences) * experience.weights[ids]
