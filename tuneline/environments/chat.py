@@ -78,7 +78,8 @@ class ChatFormat:
         function = {"name": _PROBE_TOOL, "description": _PROBE, "parameters": {"type": "object", "properties": {}}}
         schema = {"type": "function", "function": function}
         messages = [{"role": "user", "content": "question"}]
-        return _PROBE in render_dialogue(self.tokenizer, messages, tools=[schema], **self.options)
+        shown = render_dialogue(self.tokenizer, messages, tools=[schema], **self.options)
+        return _PROBE in shown or _PROBE_TOOL in shown
 
     def prompt_ids(self, messages: Messages, schemas: list[dict[str, Any]]) -> list[int]:
         """A prompt in tokens, with the tools' schemas and the mark that opens the policy's turn.
