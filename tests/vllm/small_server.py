@@ -22,7 +22,6 @@ FACTS = ServerFacts(
     max_logprobs=-1,
     backend="tuneline",
     max_lora_rank=8,
-    is_compiled=False,
     has_weights=True,
 )
 

@@ -119,7 +119,6 @@ def test_a_prompt_without_room_for_its_completion_is_refused_before_it_is_sent(e
         (replace(FACTS, backend="nccl"), "is nccl, and must be tuneline"),
         (replace(FACTS, backend=None), "must be tuneline"),
         (replace(FACTS, max_logprobs=20), "--max-logprobs is 20"),
-        (replace(FACTS, is_compiled=True), "--enforce-eager is needed"),
     ],
 )
 def test_a_server_started_with_other_options_is_refused(server, tmp_path, facts, reason):

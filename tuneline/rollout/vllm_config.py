@@ -175,7 +175,7 @@ def _options(args: VLLMArguments, model: nn.Module) -> list[str]:
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             model_impl=args.vllm_model_impl,
             lora_rank=_lora_rank(model),
-            enforce_eager=on_cpu,  # compiled for a CPU, a model keeps its first weights
+            enforce_eager=on_cpu,  # the small models a CPU serves are not worth waiting for a compiler
         ),
         "--load-format",
         "dummy",

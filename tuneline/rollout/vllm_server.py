@@ -168,8 +168,6 @@ class VLLMServer:
             wrong.append(f"the backend of --weight-transfer-config is {facts.backend}, and must be {BACKEND}")
         if facts.max_logprobs != -1 and facts.max_logprobs <= self._max_support:
             wrong.append(f"--max-logprobs is {facts.max_logprobs}, and must be -1")
-        if facts.device == "cpu" and facts.is_compiled:
-            wrong.append("on a CPU a compiled model keeps its first weights, so --enforce-eager is needed")
         if wrong:
             raise self._error("; ".join(wrong))
         probe = self._folder.probe()

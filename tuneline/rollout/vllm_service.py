@@ -55,7 +55,6 @@ def describe(config: Any) -> ServerFacts:
         max_logprobs=model.max_logprobs,
         backend=None if transfer is None else transfer.backend,
         max_lora_rank=0 if lora is None else lora.max_lora_rank,
-        is_compiled=not model.enforce_eager,
         has_weights=config.load_config.load_format != "dummy",
     )
 

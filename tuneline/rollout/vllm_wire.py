@@ -32,7 +32,6 @@ class ServerFacts:
         max_logprobs: most log-probabilities a token it gives; -1 for all.
         backend: of its weight transfer; None if it takes no weights.
         max_lora_rank: 0 if it takes no adapters.
-        is_compiled: its model runs compiled, not eagerly.
         has_weights: it was started with some, not to be given them.
     """
 
@@ -49,7 +48,6 @@ class ServerFacts:
     max_logprobs: int
     backend: str | None
     max_lora_rank: int
-    is_compiled: bool
     has_weights: bool
 
     @classmethod
