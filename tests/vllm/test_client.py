@@ -125,3 +125,11 @@ def test_no_proxy_is_asked(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with SmallServer(healthy()).running() as server:
         assert VLLMClient(server.url).get("/health") is None
+
+
+def test_a_key_is_sent_along(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    with SmallServer(
+        {"/v1/models": lambda _, handler: (200, {"key": handler.headers["Authorization"]})}
+    ).running() as server:
+        assert VLLMClient(server.url).get("/v1/models") == {"key": "Bearer sesame"}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
@@ -239,3 +240,16 @@ def test_what_the_server_serves_is_compared_with_the_policy(engine, server):
         engine.check(tiny_causal_lm("llama"))
     with pytest.raises(RolloutError, match="vocabulary size 97, and the policy has 98"):
         engine.check(tiny_causal_lm(vocab_size=98))
+
+
+def test_among_several_ranks_the_first_hands_over_and_its_failure_is_all_ranks(engine, server, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        engine.sync_weights(tiny_causal_lm())
+        assert server.paths() == ["/pause?mode=wait", *UPDATE, *AROUND]
+        server.answers["/update_weights"] = (500, {"error": {"message": "no memory"}})
+        with pytest.raises(RolloutError, match="no memory"):
+            engine.sync_weights(tiny_causal_lm())
+    finally:
+        dist.destroy_process_group()
+        (tmp_path / "ranks").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,9 @@ class VLLMClient:
         self.base_url = base_url.rstrip("/")
         self.timeout = timeout
         self._why_down = why_down
+        self._headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("VLLM_API_KEY"):  # where vLLM itself looks for it
+            self._headers["Authorization"] = f"Bearer {key}"
         self._address = (parts.hostname, parts.port)
         self._prefix = parts.path.rstrip("/")
         self._connect = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
@@ -97,8 +101,7 @@ class VLLMClient:
         try:
             connection.connect()
             connection.sock.settimeout(timeout)
-            headers = {} if content is None else {"Content-Type": "application/json"}
-            connection.request(method, self._prefix + path, content, headers)
+            connection.request(method, self._prefix + path, content, self._headers)
             response = connection.getresponse()
             parts = []
             while part := response.read1(2**20):  # a time-out for the whole, not for each part
