@@ -98,11 +98,19 @@ def _add_part(table: Table, comparison: GRPOComparison, part: str, sides: list[s
     share = "share of matrix-product peak"
     row(share, lambda s: flops / loop(s) / comparison.peak_flops, lambda x: f"{x:.1%}", "more")
     row("threads kept waiting, on average", lambda s: comparison.median(part, s, "waited"), lambda x: f"{x:.2f}")
+    row(
+        "processor seconds a step, all threads",
+        lambda s: comparison.median(part, s, "processor_seconds") / comparison.workload.steps,
+        lambda x: f"{x:.1f}",
+        "less",
+    )
     for phase in PHASES:
-        seconds = [comparison.median(part, side, "phases", phase) for side in sides]
+        seconds, processor = (
+            [comparison.median(part, side, clock, phase) for side in sides] for clock in ("phases", "processor_phases")
+        )
         if max(seconds) >= 0.05:
             shown = [f"{value:.1f} s  {value / loop(side):4.0%}" for value, side in zip(seconds, sides, strict=True)]
-            ratio = f"1 / {seconds[0] / seconds[1]:.2f}" if len(seconds) == 2 and min(seconds) > 0.05 else ""
+            ratio = f"1 / {processor[0] / processor[1]:.2f}" if len(seconds) == 2 and min(processor) > 0.05 else ""
             table.add_row(f"  {phase}", *shown, ratio)
     if part == "update":
         _add_agreement(table, comparison, sides)
@@ -133,5 +141,6 @@ def _caption(comparison: GRPOComparison) -> str:
         f"{work.update.real_tokens:,} tokens with a prompt for each, {work.update.tree_tokens:,} with each prompt "
         f"once. Matrix products reach {comparison.peak_flops / GIGA:,.0f} GFLOP/s; the update needs "
         f"{work.flops_of_update / GIGA:,.0f} GFLOP (no padding, prompts once, nothing recomputed), the rollout a third "
-        f"of that. ± the largest difference between the sides, of losses absolute, else relative."
+        f"of that. The ratios of phases are of processor time. ± "
+        "the largest difference between the sides, of losses absolute, else relative."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from typing import Any
 from zlib import crc32
 
@@ -23,8 +24,7 @@ class GRPOMeasurement(Measurement):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.phases = Phases()
-        self._at_first: dict[str, float] | None = None
-        self._at_last: dict[str, float] = {}
+        self._at_step_ends: list[tuple[float, dict[str, float], dict[str, float]]] = []
 
     @property
     def training_arguments(self) -> dict[str, Any]:
@@ -38,18 +38,19 @@ class GRPOMeasurement(Measurement):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
-        self._at_last = dict(self.phases.seconds)
-        if self._at_first is None:
-            self._at_first = self._at_last
+        p = self.phases
+        self._at_step_ends.append((time.process_time(), dict(p.seconds), dict(p.processor_seconds)))
 
     def measured(self, log_history: list[dict[str, float]]) -> dict[str, Any]:
         found = super().measured(log_history)
-        before = self._at_first or {}
-        phases = {name: seconds - before.get(name, 0.0) for name, seconds in self._at_last.items()}
-        phases["all else"] = found["loop_seconds"] - sum(phases.values())
+        (processor_before, *before), (processor, *after) = self._at_step_ends[0], self._at_step_ends[-1]
+        found["processor_seconds"] = processor - processor_before
+        totals = {"phases": "loop_seconds", "processor_phases": "processor_seconds"}
+        for (name, total), first, last in zip(totals.items(), before, after, strict=True):
+            found[name] = {phase: seconds - first.get(phase, 0.0) for phase, seconds in last.items()}
+            found[name]["all else"] = found[total] - sum(found[name].values())
         steps = [line for line in log_history if "loss" in line]
         return found | {
-            "phases": phases,
             "entropies": [line.get("entropy", math.nan) for line in steps],
             "mean_lengths": [line["completions/mean_length"] for line in steps],
         }

@@ -81,6 +81,7 @@ def test_a_phase_within_another_is_taken_out_of_it():
         assert owner.sleep(0.02) == "slept"
     assert phases.seconds["inner"] >= 0.02
     assert phases.seconds["outer"] < 0.01
+    assert 0 <= phases.processor_seconds["inner"] < 0.02
 
 
 def test_batches_that_do_not_divide_a_step_are_refused():
@@ -98,7 +99,9 @@ def _run(**changes):
         "peak_flops": 1e9,
         "waited": 0.0,
         "num_threads": 1,
+        "processor_seconds": 2.0,
         "phases": {"rollout": 1.5, "forward": 0.5},
+        "processor_phases": {"rollout": 1.4, "forward": 0.5},
         "losses": [0.5, 0.25],
         "grad_norms": [1.0, 2.0],
         "entropies": [3.0, 4.0],
