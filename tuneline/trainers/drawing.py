@@ -44,15 +44,23 @@ def encode_prompts(
     rows: Sequence[Mapping[str, Any]],
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """Token ids of the rows' `prompt`, text or messages, the latter with the mark that opens the answer."""
+    """Token ids of the rows' `prompt`, text or messages, the latter with the mark that opens the answer, or open
+    where they end in the beginning of one."""
     columns: dict[str, list[Any]] = {"prompt": [row["prompt"] for row in rows]}
     if any(row.get("tools") for row in rows):
         columns["tools"] = [row.get("tools") for row in rows]
-    if chat_template_kwargs or any(row.get("chat_template_kwargs") for row in rows):
-        given = [dict(chat_template_kwargs or {}) | dict(row.get("chat_template_kwargs") or {}) for row in rows]
-        columns["chat_template_kwargs"] = given
+    columns["chat_template_kwargs"] = [
+        {**(chat_template_kwargs or {}), **(row.get("chat_template_kwargs") or {}), **_turn(row["prompt"])}
+        for row in rows
+    ]
     table = Rows(columns, range(len(rows)))
     return tokenize_values(tokenizer, table, table.texts_or_messages("prompt"), add_generation_prompt=True)
+
+
+def _turn(prompt: Any) -> dict[str, Any]:
+    """What tells the chat template to go on with an answer that has begun."""
+    is_begun = is_messages(prompt) and bool(prompt) and prompt[-1]["role"] == "assistant"
+    return {"add_generation_prompt": False, "continue_final_message": True} if is_begun else {}
 
 
 def draw(

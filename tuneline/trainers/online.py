@@ -181,7 +181,10 @@ class OnlineTrainer(BaseTrainer):
 
     def record(self, values: Mapping[str, Recorded]) -> None:
         self._recorded |= values.keys()
-        super().record(values)
+        device = self.args.device  # where metrics are added; rollouts are measured on the CPU
+        super().record(
+            {n: v.to(device) if isinstance(v, Tensor) else (v[0].to(device), v[1]) for n, v in values.items()}
+        )
 
     def agree_on_metrics(self) -> None:
         """Make the names known that another process has recorded, such as what its reward functions logged; every
@@ -269,7 +272,7 @@ class OnlineTrainer(BaseTrainer):
             if self.is_world_process_zero():
                 for listener in self.listeners:
                     listener(self.state.global_step, table)
-        size = -(-len(scored) // num_batches)
+        size = max(1, -(-len(scored) // num_batches))
         return [make_experience(scored[start : start + size]) for start in range(0, len(scored), size)]
 
     @property
