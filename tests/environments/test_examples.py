@@ -1,18 +1,12 @@
 """The worked examples, as a user runs them: the model is better afterwards, by more than chance."""
 
-import importlib.util
-from pathlib import Path
+import importlib
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-
 
 def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"examples.{name}")
 
 
 @pytest.mark.slow
