@@ -33,11 +33,7 @@ from tuneline.trainers.base import BaseTrainer, Rows, default_args, ready_tokeni
 from tuneline.trainers.collecting import Collector
 from tuneline.trainers.completions_log import CompletionsLog, RolloutTable, rollout_table
 from tuneline.trainers.drawing import Drawn, RolloutFunction
-from tuneline.trainers.experience import (
-    Experience,
-    ScoredRollout,
-    make_experience,
-)
+from tuneline.trainers.experience import Experience, ScoredRollout, make_experience
 from tuneline.trainers.online_config import OnlineConfig
 from tuneline.trainers.online_state import OnlineState
 from tuneline.trainers.prompts import RepeatedStream, RepeatSampler
