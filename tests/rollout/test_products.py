@@ -45,3 +45,21 @@ def test_the_choice_is_the_same_every_time():
     assert prefers_onednn() == first
     with torch.no_grad(), fast_products(CPU):
         assert F.linear(torch.ones(1, 2), torch.ones(3, 2)).tolist() == [[2.0, 2.0, 2.0]]
+
+
+@needs_onednn
+def test_few_shapes_reach_onednn_however_many_rows_there_are(monkeypatch):
+    shapes = set()
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def noted(rows, *rest):
+        shapes.add(len(rows))
+        return multiply(rows, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", noted)
+    weight = torch.randn(3, 4)
+    with torch.no_grad(), _OneDNN():
+        for num_rows in range(1, 1400):
+            rows = torch.randn(num_rows, 4)
+            assert_close(F.linear(rows, weight), rows @ weight.T)
+    assert shapes == {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1536}

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+_BLOCK = 512
+
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
@@ -42,10 +44,23 @@ class _OneDNN(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.linear and not kwargs and len(args) > 1 and _is_plain(args[0], args[1]):
-            return torch.ops.mkldnn._linear_pointwise(
-                args[0], args[1], args[2] if len(args) > 2 else None, "none", [], ""
-            )
+            return _linear(args[0], args[1], args[2] if len(args) > 2 else None)
         return func(*args, **(kwargs or {}))
+
+
+def _linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product with its rows filled up to one of few numbers.
+
+    oneDNN keeps a plan and its memory for each shape that it has met: some megabytes a shape, and gigabytes over a run
+    whose batches shrink row by row.
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    num_rows = len(rows)
+    filled = 1 << (num_rows - 1).bit_length() if num_rows <= _BLOCK else -(-num_rows // _BLOCK) * _BLOCK
+    if filled != num_rows:
+        rows = F.pad(rows, (0, 0, 0, filled - num_rows))
+    output = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return output[:num_rows].reshape(*hidden.shape[:-1], -1)
 
 
 def _is_plain(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
