@@ -15,6 +15,9 @@ LIBRARY_RULES = {
     "tuneline/losses": ("tuneline",),
     "tuneline/models": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
     "tuneline/data": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
+    "tuneline/rewards": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
+    "tuneline/rollout": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli", "tuneline.rewards"),
+    "tuneline/environments": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli", "tuneline.rewards"),
     "tuneline/trainers": ("tuneline.evaluation", "tuneline.cli"),
     "tuneline/evaluation": ("tuneline.trainers", "tuneline.cli"),
 }

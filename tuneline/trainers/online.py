@@ -356,7 +356,7 @@ class OnlineTrainer(BaseTrainer):
 
     def _default_engine(self) -> RolloutEngine:
         if self.args.use_vllm:
-            from tuneline.rollout.vllm import make_vllm_engine
+            from tuneline.rollout.vllm_config import make_vllm_engine
 
             return make_vllm_engine(self.args, self.model, self.processing_class)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -77,7 +77,7 @@ class OnlineConfig(BaseConfig):
     )
     vllm_server_host: str = field(default="127.0.0.1", metadata={"help": "Host of a running server."})
     vllm_server_port: int = field(default=8000, metadata={"help": "Port of a running server."})
-    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for a server's answers."})
+    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds until a server must be healthy."})
     vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "colocate: vLLM's share of the memory."})
     vllm_max_model_length: int | None = field(default=None, metadata={"help": "vLLM's longest sequence."})
     vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share a model in vLLM."})
@@ -107,6 +107,13 @@ class OnlineConfig(BaseConfig):
     log_unique_prompts: bool = field(default=False, metadata={"help": "Print one sample a prompt."})
 
     # What TRL has not
+    vllm_server_start: bool = field(
+        default=False, metadata={"help": "server: start it here, on a free port of the loopback address."}
+    )
+    vllm_server_python: str | None = field(
+        default=None, metadata={"help": "Interpreter of the environment with vLLM. None: this one."}
+    )
+    vllm_request_timeout: float = field(default=600.0, metadata={"help": "Seconds for any one call to a server."})
     generation_tokens: int = field(
         default=2**18, metadata={"help": "Tokens of keys and values that the transformers engine may hold at once."}
     )
