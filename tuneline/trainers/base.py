@@ -76,7 +76,7 @@ class BaseTrainer(Trainer):
         """Items of a batch: what its loss is a mean over."""
         raise NotImplementedError
 
-    def count_step(self, batches: list[PromptTrees]) -> None:
+    def count_step(self, batches: list[Any]) -> None:
         """See all micro-batches of an optimizer step before the first of them is computed."""
 
     # What all share
