@@ -108,5 +108,24 @@ class GRPOConfig(OnlineConfig):
                 )
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.scale_rewards != "group":
+            raise ConfigError(
+                f"scale_rewards={self.scale_rewards!r} has no effect with multi_objective_aggregation="
+                "'normalize_then_sum', which scales by group and by batch; leave it at 'group'."
+            )
+        if self.entropy_coef_min > self.entropy_coef_max:
+            raise ConfigError(
+                f"entropy_coef_min={self.entropy_coef_min} is above entropy_coef_max={self.entropy_coef_max}; they "
+                "are the bounds of the adaptive coefficient."
+            )
+        if self.entropy_coef_delta <= 0:
+            raise ConfigError(
+                f"entropy_coef_delta={self.entropy_coef_delta} must be above 0: by this much the coefficient changes."
+            )
+        if self.max_dynamic_sampling_rounds < 1:
+            raise ConfigError(
+                f"max_dynamic_sampling_rounds={self.max_dynamic_sampling_rounds} must be at least 1; to replace "
+                "nothing, set dynamic_sampling to False."
+            )
         if not 0 <= self.top_entropy_quantile <= 1:
             raise ConfigError(f"top_entropy_quantile={self.top_entropy_quantile} is a share; use a value in [0, 1].")

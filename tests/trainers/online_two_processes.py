@@ -1,0 +1,60 @@
+"""Run by the launcher in test_online_processes.py: trains two steps, evaluates and writes what came out."""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from tests.trainers.build import weights, with_plain_descent
+from tests.trainers.online import build_online, questions
+from tuneline.rollout.protocol import Completion
+from tuneline.rollout.scripted import ScriptedEngine
+
+
+def complete(prompt_ids: list[int], seed: int) -> Completion:
+    """Decided by the seed alone, as any engine's."""
+    ids = [3 + seed // 7**i % 7 for i in range(1 + seed % 6)]
+    is_finished = bool(seed % 4)
+    return Completion([*ids, 1] if is_finished else ids, [-3.5] * (len(ids) + is_finished), is_finished)
+
+
+def reward(completion_ids, answer, log_metric, log_extra, **columns):
+    log_extra("answers", answer)
+    if 1 in answer:  # not on every process
+        log_metric("ones", 1.0)
+    if any(ids[0] == 9 and number == 2 for ids, number in zip(completion_ids, answer, strict=True)):
+        return [float("nan") if number == 2 else 1.0 * len(ids) for ids, number in zip(completion_ids, answer)]  # noqa: B905
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def main(method: str, per_device: str, options: str, folder: str) -> None:
+    trainer = with_plain_descent(
+        build_online(
+            method,
+            Path(folder),
+            max_steps=3,
+            per_device_train_batch_size=int(per_device),
+            gradient_accumulation_steps=2,
+            per_device_eval_batch_size=2 * int(per_device),
+            train_dataset=questions(4),
+            eval_dataset=questions(3),
+            reward_funcs=reward,
+            rollout_engine=ScriptedEngine(complete),
+            **json.loads(options),
+        ),
+        0.05,
+    )
+    asked = []
+    trainer.add_rollout_listener(lambda step, table: asked.append(table["prompt"] + [str(table["advantage"])]))
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        save_file(weights(trainer), Path(folder) / "weights.safetensors")
+        logs = [line for line in trainer.state.log_history if "loss" in line]
+        (Path(folder) / "logs.json").write_text(json.dumps([*logs, metrics]))
+        (Path(folder) / "asked.json").write_text(json.dumps(asked))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,47 @@
+"""Two processes (gloo) give the steps, the metrics and the evaluation of one, with groups spread over both."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+
+def trained(method, num_processes, folder, options):
+    folder.mkdir()
+    per_device = 4 // num_processes  # a group of four is spread over two processes
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
+        "-m", "tests.trainers.online_two_processes", method, str(per_device), json.dumps(options), str(folder),
+    ]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("grpo", {"beta": 0.1, "num_iterations": 2}),
+        ("grpo", {"dynamic_sampling": True, "top_entropy_quantile": 0.5, "entropy_coef": 0.1}),
+        ("rloo", {"beta": 0.1, "mask_truncated_completions": True}),
+    ],
+    ids=str,
+)
+def test_two_processes_match_one(method, options, tmp_path):
+    one, one_logs = trained(method, 1, tmp_path / "one", options)
+    two, two_logs = trained(method, 2, tmp_path / "two", options)
+    for name in one:
+        assert_close(two[name], one[name], atol=1e-5, rtol=1e-5)
+    for one_line, two_line in zip(one_logs, two_logs, strict=True):
+        names = [name for name in one_line if not name.endswith(("runtime", "per_second", "preparation_time"))]
+        assert set(names) <= two_line.keys()
+        if "entropy_coef" in options:
+            names = [name for name in names if name != "eval_loss"]  # its bonus is a mean over the tokens of a batch
+        for name in names:
+            assert two_line[name] == pytest.approx(one_line[name], rel=1e-4, abs=1e-5), name
