@@ -6,6 +6,7 @@ give it back.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import shutil
@@ -140,6 +141,7 @@ class WeightFolder:
             raise RolloutError(
                 f"the folder {self.folder} for weights on their way to vLLM does not exist; name another."
             )
+        atexit.register(self.close)  # memory that nobody else would give back
 
     def probe(self) -> Path:
         """A file by which a worker shows that it sees this folder."""
@@ -176,6 +178,7 @@ class WeightFolder:
     def close(self) -> None:
         for path in list(self._written):
             self.remove(path)
+        atexit.unregister(self.close)
 
     def _new(self, kind: str, suffix: str = "") -> Path:
         path = self.folder / f"tuneline-{kind}-{uuid.uuid4().hex}{suffix}"
