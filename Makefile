@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 CONFIG ?= configs/quickstart.yaml
 SET ?=
 
-.PHONY: help install quickstart run test test-slow check lint types bench lock clean
+.PHONY: help install quickstart run test test-slow test-vllm check lint types bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test: $(INSTALLED)  ## run the tests (install included)
 test-slow: $(INSTALLED)  ## run the slow tests too: whole lines, two processes, kills (about half an hour)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-vllm: $(INSTALLED)  ## the tests against a real vLLM server, on the CPU build in .venv-vllm (some GB, once)
+	@test -x .venv-vllm/bin/vllm || { $(PYTHON) -m venv .venv-vllm && \
+		.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock && \
+		.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; }
+	@$(BIN)/python -m pytest tests/vllm -m slow $(ARGS)
+
 check: lint types test  ## what CI runs
 
 lint: $(INSTALLED)  ## ruff: rules and format
@@ -47,12 +53,12 @@ types: $(INSTALLED)  ## mypy
 	@$(BIN)/mypy
 
 bench: $(INSTALLED)  ## speed and memory side by side with TRL
-	@for method in sft reward dpo; do $(BIN)/python -m benchmarks $$method || exit 1; done
+	@for method in sft reward dpo generation grpo; do $(BIN)/python -m benchmarks $$method || exit 1; done
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	@.lock-venv/bin/python -m pip install --quiet 'torch==2.13.0'
-	@.lock-venv/bin/python -m pip install --quiet '.[pipeline,dev]'
+	@.lock-venv/bin/python -m pip install --quiet '.[pipeline,dev,math]'
 	@{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --all --exclude tuneline --exclude pip | sed 's/^\(torch==[0-9.]*\)+cpu/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .lock-venv
 
