@@ -5,22 +5,44 @@ import json
 import pytest
 
 from stages.loading import load_config, write_params
+from stages.schema import STAGES
 from tests.stages.conftest import ROOT, Checkout, new_checkout
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory) -> Checkout:
-    checkout = new_checkout(tmp_path_factory.mktemp("quickstart") / "line")
+    return run(tmp_path_factory.mktemp("quickstart") / "line")
+
+
+def run(root) -> Checkout:
+    checkout = new_checkout(root)
     write_params(load_config(ROOT / "configs" / "quickstart.yaml", root=ROOT), checkout.root / "params.yaml")
     checkout.repro()
     return checkout
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+def metrics_of(line, stage="evaluate"):
+    return json.loads((line.root / "reports" / stage / "metrics.json").read_text())
+
+
 def test_sft_leaves_room_the_reward_model_ranks_and_dpo_is_better_beyond_chance(line):
-    metrics = json.loads((line.root / "reports" / "evaluate" / "metrics.json").read_text())
+    metrics = metrics_of(line)
     assert 0.30 <= metrics["sft/accuracy"] <= 0.80
     assert metrics["reward_model/pairwise_accuracy"] >= 0.85
     assert metrics["dpo/accuracy_low"] > metrics["sft/accuracy_high"]
     assert metrics["num_prompts"] >= 500
+
+
+def test_grpo_ends_fifteen_points_above_sft_with_intervals_apart(line):
+    metrics = metrics_of(line)
+    assert metrics["grpo/accuracy"] >= metrics["sft/accuracy"] + 0.15
+    assert metrics["grpo/accuracy_low"] > metrics["sft/accuracy_high"]
+
+
+def test_a_second_run_gives_the_same_numbers(line, tmp_path):
+    again = run(tmp_path / "line")
+    for stage in STAGES:
+        assert metrics_of(again, stage) == metrics_of(line, stage), stage
+    assert again.hash_of("reports/grpo/rollouts") == line.hash_of("reports/grpo/rollouts")
