@@ -37,11 +37,13 @@ test: $(INSTALLED)  ## run the tests (install included)
 test-slow: $(INSTALLED)  ## run the slow tests too: whole lines, two processes, kills (about half an hour)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-vllm: $(INSTALLED)  ## the tests against a real vLLM server, on the CPU build in .venv-vllm (some GB, once)
-	@test -x .venv-vllm/bin/vllm || { $(PYTHON) -m venv .venv-vllm && \
-		.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock && \
-		.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; }
-	@$(BIN)/python -m pytest tests/vllm -m slow $(ARGS)
+test-vllm: $(INSTALLED) .venv-vllm/installed  ## the tests against a real vLLM server (its CPU build, some GB, once)
+	@$(BIN)/python -m pytest -m slow tests/vllm $(ARGS)
+
+.venv-vllm/installed: requirements-vllm.lock
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
 
 check: lint types test  ## what CI runs
 

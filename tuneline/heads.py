@@ -222,11 +222,12 @@ def _logits(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, tempera
 
 
 def leave_out_of_support(logits_TV: Tensor, support: Tensor) -> None:
-    """Give what is not in `support` (targets, kept) no probability, in place.
+    """Give what is not in `support` (targets, kept) no probability, in place; a row of -1 leaves everything in.
 
     The value is finite, since 0 * -inf would be NaN in an entropy.
     """
-    kept = torch.zeros_like(logits_TV, dtype=torch.bool).scatter_(1, support, True)
+    kept = torch.zeros_like(logits_TV, dtype=torch.bool).scatter_(1, support.clamp(min=0), True)
+    kept |= support[:, :1] < 0
     logits_TV.masked_fill_(~kept, -1e30)
 
 

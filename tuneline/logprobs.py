@@ -45,7 +45,7 @@ def token_logprobs(
         objective: a loss a target (`nll`, or `dft` of Wu et al. 2025, arXiv:2508.05629) whose summed gradient is made
             in the forward pass; a third less work in the head than through `logprobs`.
         support: (targets, kept), the tokens that the sampler could have drawn, the target among them, a row filled up
-            by repeating one. Probabilities are then normalised over these alone.
+            by repeating one, or -1 in all of a row for every token. Probabilities are then normalised over these alone.
     """
     router = {"output_router_logits": True} if with_aux_loss else {}
     question = Question(trees.target_ids, temperature, with_entropy, with_probability_mass, objective, support)

@@ -46,6 +46,13 @@ class Collector:
         self._weights_of_engine: int | None = None  # the step whose weights it has
         self._column_names: list[str] = []  # of the rows, for a process that has none of a last batch
 
+    def close(self) -> None:
+        """End what serves the trainer: engine, reward workers, tools."""
+        self.engine.close()
+        self.rewards.close()
+        if self.interaction is not None:
+            self.interaction.close()
+
     def draw(self, rows: list[dict[str, Any]], seeds: list[int]) -> Drawn:
         """A rollout a row, by the weights of this step."""
         if self.rollout_func is not None:
@@ -114,7 +121,7 @@ class Collector:
                 one.by_target |= dict(zip(answers, values, strict=True))
         policy.train(was_training)
         for one in scored:
-            one.by_target["sampler_logprobs"] = sampler_logprobs(one.rollout)
+            one.by_target["sampler_logprobs"] = sampler_logprobs(one.rollout, self.trainer.sampling.cuts_support)
 
     def record_rollouts(self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor) -> None:
         """The metrics of a generation; `rewards` (rollouts, functions) and `group_ids` are of all processes."""

@@ -100,22 +100,26 @@ def lay_out_rollouts(rollouts: Sequence[Rollout]) -> PromptTrees:
 
 
 def support_of(rollouts: Sequence[Rollout]) -> Tensor | None:
-    """(targets, kept): what could be drawn at each target, rows filled up with their first; None where nothing was
-    cut."""
+    """(targets, kept): what could be drawn at each target, see `token_logprobs`; None where nothing was cut.
+
+    A rollout that came without it among others that have it counts as uncut.
+    """
     if all(rollout.support is None for rollout in rollouts):
         return None
     kept: list[list[int]] = []
     for rollout in rollouts:
-        assert rollout.support is not None
         mask = rollout.is_target or [1] * len(rollout.completion_ids)
-        kept += [ids for ids, is_target in zip(rollout.support, mask, strict=True) if is_target]
+        support = rollout.support or [[-1]] * len(rollout.completion_ids)
+        kept += [ids for ids, is_target in zip(support, mask, strict=True) if is_target]
     width = max(map(len, kept), default=1)
     return torch.tensor([ids + ids[:1] * (width - len(ids)) for ids in kept], dtype=torch.long).reshape(-1, width)
 
 
-def sampler_logprobs(rollout: Rollout) -> Tensor:
-    """(targets,): as the sampler gave them; NaN where it gave none."""
+def sampler_logprobs(rollout: Rollout, cuts_support: bool = False) -> Tensor:
+    """(targets,): as the sampler gave them; NaN where it gave none, or gave one over tokens that are not known."""
     logprobs = torch.tensor(rollout.logprobs, dtype=torch.float32)
+    if cuts_support and rollout.support is None:
+        logprobs.fill_(torch.nan)
     return logprobs if rollout.is_target is None else logprobs[torch.tensor(rollout.is_target, dtype=torch.bool)]
 
 

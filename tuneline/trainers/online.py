@@ -358,7 +358,8 @@ class OnlineTrainer(BaseTrainer):
         if self.args.use_vllm:
             from tuneline.rollout.vllm_config import make_vllm_engine
 
-            return make_vllm_engine(self.args, self.model, self.processing_class)
+            longest = self.args.max_length or self.args.max_completion_length + 1
+            return make_vllm_engine(self.args, self.model, self.processing_class, min_length=longest)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "the transformers engine draws with the model in training, whose weights are spread over processes "

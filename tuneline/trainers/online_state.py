@@ -37,7 +37,7 @@ class OnlineState(TrainerCallback):
         if not path.is_file():
             raise ConfigError(
                 f"cannot resume: {path} is missing, which holds what this process had still to learn from; resume with "
-                "as many processes as the checkpoint was written by."
+                "as many processes as the checkpoint was written by, and with the output_dir that holds it."
             )
         numbers = json.loads(path.read_text())
         if numbers.pop("num_queued"):
