@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from peft import LoraConfig
 from safetensors.torch import save_file
 
 from tests.trainers.build import weights, with_plain_descent
@@ -23,12 +24,16 @@ def reward(completion_ids, answer, log_metric, log_extra, **columns):
     log_extra("answers", answer)
     if 1 in answer:  # not on every process
         log_metric("ones", 1.0)
-    if any(ids[0] == 9 and number == 2 for ids, number in zip(completion_ids, answer, strict=True)):
-        return [float("nan") if number == 2 else 1.0 * len(ids) for ids, number in zip(completion_ids, answer)]  # noqa: B905
-    return [float(len(ids)) for ids in completion_ids]
+    pairs = zip(completion_ids, answer, strict=True)
+    return [None if number == 2 and ids[0] == 9 else float(len(ids)) for ids, number in pairs]
 
 
 def main(method: str, per_device: str, options: str, folder: str) -> None:
+    given = json.loads(options)
+    if given.pop("lora", False):
+        given["peft_config"] = LoraConfig(
+            r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        )
     trainer = with_plain_descent(
         build_online(
             method,
@@ -41,7 +46,7 @@ def main(method: str, per_device: str, options: str, folder: str) -> None:
             eval_dataset=questions(3),
             reward_funcs=reward,
             rollout_engine=ScriptedEngine(complete),
-            **json.loads(options),
+            **given,
         ),
         0.05,
     )

@@ -295,7 +295,11 @@ def test_tools_with_prompts_of_plain_text_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("grpo", {}), ("grpo", {"loss_type": "cispo", "num_iterations": 2}), ("rloo", {"beta": 0.01})],
+    [
+        ("grpo", {}),
+        pytest.param("grpo", {"loss_type": "cispo", "num_iterations": 2}, marks=pytest.mark.slow),
+        ("rloo", {"beta": 0.01}),
+    ],
     ids=str,
 )
 def test_the_policy_learns_to_write_what_is_rewarded(method, options, tmp_path):

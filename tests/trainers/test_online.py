@@ -7,9 +7,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.data import tiny_tokenizers
-from tests.models import tiny_causal_lm
+from tests.models import VOCAB, tiny_causal_lm
 from tests.trainers.build import weights, with_plain_descent
 from tests.trainers.online import EOS, MAX_LENGTH, build_online, num_letters, questions, written
 from tuneline.errors import ConfigError, DataError, RewardError, RolloutError
@@ -256,6 +257,33 @@ def test_sampler_and_trainer_agree_on_the_probabilities_of_what_was_drawn(option
     assert last_line(trainer)["clip_ratio/region_mean"] == 0
 
 
+def mixture_of_experts():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": False}
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(vocab_size=VOCAB, eos_token_id=EOS, pad_token_id=0, **sizes, **heads, **experts)
+    )
+
+
+@pytest.mark.parametrize(("method", "options"), [("grpo", {}), ("grpo", {"loss_type": "grpo"}), ("rloo", {})], ids=str)
+def test_the_load_of_experts_is_balanced_by_its_coefficient(method, options, tmp_path):
+    trainer = build_online(
+        method,
+        tmp_path,
+        model=mixture_of_experts(),
+        reward_funcs=lambda completion_ids, **columns: [1.0] * len(completion_ids),  # which teach nothing
+        router_aux_loss_coef=0.25,
+        beta=0.0,
+        **options,
+    )
+    trainer.train()
+    line = last_line(trainer)
+    assert line["aux_loss"] > 0
+    assert line["loss"] == pytest.approx(0.25 * line["aux_loss"], rel=1e-5)
+
+
 def test_the_engine_takes_over_the_weights_once_a_step(tmp_path):
     engine = ScriptedEngine(written)
     trainer = build_online(
@@ -293,9 +321,11 @@ def test_what_cannot_be_is_refused_before_any_work(method, given, error, message
         build_online(method, tmp_path, **given)
 
 
-def test_too_few_rows_and_an_engine_that_fails_are_told(tmp_path):
+def test_no_rows_or_too_few_and_an_engine_that_fails_are_told(tmp_path):
     with pytest.raises(DataError, match=r"1 rows, and a generation asks 2"):
         build_online("grpo", tmp_path, train_dataset=questions(1)).train()
+    with pytest.raises(DataError, match="no train_dataset to learn from"):
+        build_online("grpo", tmp_path, train_dataset=None).train()
     with pytest.raises(RolloutError, match="no completions for the prompt"):
         build_online("grpo", tmp_path, rollout_engine=ScriptedEngine({})).train()
     with pytest.raises(ConfigError, match=r"evaluation batch of 6 completions .* no multiple of the 4"):

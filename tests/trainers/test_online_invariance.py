@@ -12,7 +12,7 @@ slow = pytest.mark.slow
 
 CASES = [
     ("grpo", {"loss_type": "dapo", **MOVED}),
-    ("grpo", {"loss_type": "grpo", "mask_truncated_completions": True, **MOVED}),
+    pytest.param("grpo", {"loss_type": "grpo", "mask_truncated_completions": True, **MOVED}, marks=slow),
     ("grpo", {"top_entropy_quantile": 0.4, "entropy_coef": 0.2, **MOVED}),
     ("rloo", {"beta": 0.1, **MOVED}),
     *(pytest.param("grpo", {"loss_type": loss, **MOVED}, marks=slow) for loss in LOSS_TYPES if loss != "dapo"),
@@ -71,7 +71,7 @@ def test_any_split_into_micro_batches_gives_the_same_step(method, options, tmp_p
         assert_same_steps(steps(method, tmp_path, per_device, accumulation, **options), whole)
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "sapo", pytest.param("vespo", marks=slow)])
+@pytest.mark.parametrize("loss_type", ["dapo", *(pytest.param(name, marks=slow) for name in ("grpo", "sapo", "vespo"))])
 def test_leaving_out_completions_that_teach_nothing_changes_no_step(loss_type, tmp_path):
     # rewards of which a whole group and some of the other are of advantage 0
     def reward(completion_ids, prompts, **columns):
@@ -80,3 +80,12 @@ def test_leaving_out_completions_that_teach_nothing_changes_no_step(loss_type, t
     options = {"loss_type": loss_type, "reward_funcs": reward, **MOVED}
     without, with_all = (steps("grpo", tmp_path, 2, 4, skip_zero_advantages=skip, **options) for skip in (True, False))
     assert_same_steps(without, with_all, skip=("entropy", "vespo/phi_seq_mean"))  # of the tokens that are read
+
+
+@pytest.mark.parametrize("method", ["grpo", pytest.param("rloo", marks=slow)])
+def test_gradient_checkpointing_changes_nothing(method, tmp_path):
+    with_it, without = (
+        steps(method, tmp_path, 4, 2, beta=0.1, gradient_checkpointing=checkpointing, **MOVED)
+        for checkpointing in (True, False)
+    )
+    assert_same_steps(with_it, without)

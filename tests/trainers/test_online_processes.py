@@ -29,6 +29,7 @@ def trained(method, num_processes, folder, options):
     [
         ("grpo", {"beta": 0.1, "num_iterations": 2}),
         ("grpo", {"dynamic_sampling": True, "top_entropy_quantile": 0.5, "entropy_coef": 0.1}),
+        ("grpo", {"beta": 0.1, "lora": True}),
         ("rloo", {"beta": 0.1, "mask_truncated_completions": True}),
     ],
     ids=str,

@@ -72,7 +72,7 @@ def test_a_resumed_run_ends_bit_identical(method, options, tmp_path):
     expected = outcome(whole)
     if "dynamic_sampling" in options:
         assert any(line.get("dynamic_sampling/num_replaced") for line in expected[1])
-    for step in (3, 6, 9):  # in the first epoch, and at several places of later ones
+    for step in (3, 9):  # in the first epoch, and in a later one
         resumed = trainer(method, tmp_path, options)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert_same_bits(outcome(resumed), expected)
@@ -90,7 +90,7 @@ def test_the_same_run_twice_gives_the_same_bits(tmp_path):
 def test_an_evaluation_between_leaves_the_training_as_it_was(tmp_path):
     outcomes = []
     for options in ({}, {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": questions(3)}):
-        settings = {"max_steps": 3, "save_strategy": "no", "per_device_eval_batch_size": 4, "beta": 0.1}
+        settings = {"max_steps": 2, "save_strategy": "no", "per_device_eval_batch_size": 4, "beta": 0.1}
         trained = trainer("grpo", tmp_path, {**settings, **options})
         trained.train()
         ends, logs = outcome(trained)

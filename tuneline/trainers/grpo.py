@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from tuneline.advantages import combine_rewards, has_spread, multi_reward_advantages
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError
-from tuneline.logging import get_logger
 from tuneline.logprobs import token_logprobs
 from tuneline.losses.entropy import AdaptiveEntropyCoefficient, entropy_bonus, entropy_threshold, top_entropy_mask
 from tuneline.losses.mismatch import mismatch_weights, off_policy_mask
@@ -28,8 +27,6 @@ from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout
 from tuneline.trainers.grpo_config import GRPOConfig
 from tuneline.trainers.online import OnlineTrainer
-
-logger = get_logger(__name__)
 
 _EMPTY_PROMPT = [{"role": "user", "content": ""}]
 

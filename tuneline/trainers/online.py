@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError, DataError
-from tuneline.logging import get_logger
 from tuneline.metrics import Recorded
 from tuneline.models.layouts import base_model
 from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
@@ -38,8 +37,6 @@ from tuneline.trainers.online_config import OnlineConfig
 from tuneline.trainers.online_state import OnlineState
 from tuneline.trainers.prompts import RepeatedStream, RepeatSampler
 from tuneline.trainers.reference import Reference, SyncReference, add_reference_adapter, frozen_copy
-
-logger = get_logger(__name__)
 
 RolloutListener = Callable[[int, RolloutTable], None]
 
@@ -313,6 +310,8 @@ class OnlineTrainer(BaseTrainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None:
+            raise DataError("there is no train_dataset to learn from; pass one with a column 'prompt'.")
         a = self.args
         per_process = a.per_device_train_batch_size * a.num_batches_a_generation
         num_prompts = per_process * a.world_size // a.num_generations

@@ -60,7 +60,12 @@ class RLOOTrainer(OnlineTrainer):
         trees = experience.trees
         ids, num_sequences = trees.sequence_ids, trees.num_sequences
         answers = token_logprobs(
-            model, trees, temperature=self.sampling.temperature, with_entropy=True, support=experience.support
+            model,
+            trees,
+            temperature=self.sampling.temperature,
+            with_entropy=True,
+            with_aux_loss=self.args.router_aux_loss_coef is not None,
+            support=experience.support,
         )
         found = policy_loss(
             answers.logprobs,
@@ -74,7 +79,12 @@ class RLOOTrainer(OnlineTrainer):
             epsilon_high=self.args.epsilon_high,
         )
         self._record_policy(answers.entropies, found, experience)
-        return found.losses * token_weights("grpo", ids, num_sequences) * experience.weights[ids]
+        losses = found.losses * token_weights("grpo", ids, num_sequences) * experience.weights[ids]
+        if answers.aux_loss is not None and self.args.router_aux_loss_coef is not None:
+            self.record({"aux_loss": answers.aux_loss})
+            share = experience.num_sequences / max(len(losses), 1)  # of the batch in the step, over its targets
+            losses = losses + self.args.router_aux_loss_coef * answers.aux_loss * share
+        return losses
 
     def _record_policy(self, entropies: Tensor, found: PolicyLoss, experience: Experience) -> None:
         """What is left out of the trees counts too: of advantage 0, it is never clipped."""
