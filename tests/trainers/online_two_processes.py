@@ -4,13 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from tests.trainers.build import weights, with_plain_descent
+from tests.trainers.build import weights
 from tests.trainers.online import build_online, questions
 from tuneline.rollout.protocol import Completion
 from tuneline.rollout.scripted import ScriptedEngine
+from tuneline.trainers.online import OnlineTrainer
 
 
 def complete(prompt_ids: list[int], seed: int) -> Completion:
@@ -28,32 +30,41 @@ def reward(completion_ids, answer, log_metric, log_extra, **columns):
     return [None if number == 2 and ids[0] == 9 else float(len(ids)) for ids, number in pairs]
 
 
-def main(method: str, per_device: str, options: str, folder: str) -> None:
+def make(method: str, per_device: str, options: str, folder: str) -> OnlineTrainer:
     given = json.loads(options)
     if given.pop("lora", False):
         given["peft_config"] = LoraConfig(
             r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
         )
-    trainer = with_plain_descent(
-        build_online(
-            method,
-            Path(folder),
-            max_steps=3,
-            per_device_train_batch_size=int(per_device),
-            gradient_accumulation_steps=2,
-            per_device_eval_batch_size=2 * int(per_device),
-            train_dataset=questions(4),
-            eval_dataset=questions(3),
-            reward_funcs=reward,
-            rollout_engine=ScriptedEngine(complete),
-            **given,
-        ),
-        0.05,
+    return build_online(
+        method,
+        Path(folder),
+        max_steps=3,
+        per_device_train_batch_size=int(per_device),
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=2 * int(per_device),
+        train_dataset=questions(4),
+        eval_dataset=questions(3),
+        reward_funcs=reward,
+        rollout_engine=ScriptedEngine(complete),
+        learning_rate=0.05,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        **given,
     )
+
+
+def main(method: str, per_device: str, options: str, folder: str) -> None:
+    trainer = make(method, per_device, options, folder)
     asked = []
-    trainer.add_rollout_listener(lambda step, table: asked.append(table["prompt"] + [str(table["advantage"])]))
+    trainer.add_rollout_listener(lambda step, table: asked.append(table["prompt"]))
     trainer.train()
     metrics = trainer.evaluate()
+    if json.loads(options).get("save_steps"):
+        resumed = make(method, per_device, options, folder)
+        resumed.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-1"))
+        expected = weights(trainer)
+        assert all(torch.equal(end, expected[name]) for name, end in weights(resumed).items())
     if trainer.is_world_process_zero():
         save_file(weights(trainer), Path(folder) / "weights.safetensors")
         logs = [line for line in trainer.state.log_history if "loss" in line]

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.data import tiny_tokenizers
@@ -244,6 +244,16 @@ def test_an_adapter_is_compared_with_its_base_which_stays_as_it_is(method, tmp_p
         logprobs = token_logprobs(base, waiting.trees).logprobs
     torch.testing.assert_close(waiting.by_target["ref_logprobs"], logprobs, atol=1e-6, rtol=1e-6)
     assert (waiting.by_target["old_logprobs"] - logprobs).abs().max() > 1e-3  # the adapter is no identity
+
+
+def test_an_adapter_that_is_trained_on_is_compared_with_how_it_came(tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_causal_lm(), lora)
+    trainer = build_online("grpo", tmp_path, model=model, beta=0.5, max_steps=2, learning_rate=1e-2)
+    trainer.train()
+    first, second = (line["kl"] for line in trainer.state.log_history if "kl" in line)
+    assert first == 0
+    assert second > 0
 
 
 @pytest.mark.parametrize("options", [{"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 0.7}], ids=str)

@@ -46,3 +46,12 @@ def test_two_processes_match_one(method, options, tmp_path):
             names = [name for name in names if name != "eval_loss"]  # its bonus is a mean over the tokens of a batch
         for name in names:
             assert two_line[name] == pytest.approx(one_line[name], rel=1e-4, abs=1e-5), name
+    assert json.loads((tmp_path / "two" / "asked.json").read_text()) == json.loads(
+        (tmp_path / "one" / "asked.json").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_resume_in_the_middle_of_a_generation(tmp_path):
+    # four micro-batches a generation, two of them a step; the process compares the resumed run with the whole
+    trained("grpo", 2, tmp_path / "two", {"steps_per_generation": 4, "save_strategy": "steps", "save_steps": 1})
