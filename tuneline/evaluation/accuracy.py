@@ -16,9 +16,7 @@ def exact_match(completion: str, solution: str) -> bool:
     return completion.split() == solution.split()
 
 
-def verify(
-    verifier: RewardFunctions | None, prompts: Prompts, completions: Sequence[Completion]
-) -> list[bool | None]:
+def verify(verifier: RewardFunctions | None, prompts: Prompts, completions: Sequence[Completion]) -> list[bool | None]:
     """(prompts,) whether each completion is right; None where no solution is known, or the verifier cannot tell.
 
     Args:
