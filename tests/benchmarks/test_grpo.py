@@ -131,6 +131,7 @@ def test_sides_that_disagree_are_told(changes, told):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_both_sides_learn_from_the_same_completions(tmp_path):
     data = tmp_path / "questions.jsonl"
     rows = [{"question": f"What is {n} and {n}?", "answer": f"{2 * n} it is." + " Yes." * n} for n in range(9)]
