@@ -288,6 +288,7 @@ class PipelineConfig(Section):
             "reward_launch": self.reward.launch.config_file,
             "dpo_launch": self.dpo.launch.config_file,
             "grpo_launch": self.grpo.launch.config_file,
+            "verifier": self.evaluate.verifier and Reward(name=self.evaluate.verifier).path,
         }
         local = {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
         rewards = [*self.grpo.reward_paths, *[NO_FILE] * MOST_REWARD_PATHS][:MOST_REWARD_PATHS]

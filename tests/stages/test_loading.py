@@ -225,3 +225,5 @@ def test_dvc_watches_what_rewards_are_made_from(tmp_path, monkeypatch):
     files = PipelineConfig.model_validate(settings_with("grpo.rewards", rewards)).files
     watched = [files[f"reward_{number}"] for number in (1, 2, 3, 4)]
     assert watched == ["mine/rewards.py", "models/reward", NO_FILE, NO_FILE]
+    settings = settings_with("evaluate.verifier", "mine.rewards.short")
+    assert PipelineConfig.model_validate(settings).files["verifier"] == "mine/rewards.py"
