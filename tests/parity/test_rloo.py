@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
         {"beta": 0.2, "max_steps": 3},
         slow({"beta": 0.0}),
         slow({"beta": 0.0, **MOVED}),
-        slow({"beta": 0.2, "max_steps": 3, "num_iterations": 2}),
+        slow({"beta": 0.2, "max_steps": 3, "num_iterations": 2, "learning_rate": 0.005}),
         slow({"beta": 0.1, "max_steps": 2, "normalize_advantages": True}),
         slow({"beta": 0.1, "max_steps": 2, "reward_clip_range": (0.5, 1.2)}),
         slow({"beta": 0.1, "max_steps": 2, "normalize_advantages": True, "reward_clip_range": (0.5, 1.2)}),
