@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Objective = Literal["nll", "dft"]
+Objective = Literal["nll", "dft", "weighted"]
 
 # The logits of one chunk should stay in a CPU's cache; a GPU wants enough rows to fill its matrix units.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
@@ -33,6 +33,7 @@ class Question:
     with_probability_mass: bool = False  # log of the summed squared probabilities, for WPO
     objective: Objective | None = None
     support: Tensor | None = None  # (targets, kept) the tokens that could be drawn, see `token_logprobs`
+    weights: Tensor | None = None  # (targets,) of the objective `weighted`
 
 
 class TargetHead(nn.Linear):
@@ -83,6 +84,7 @@ class TargetHead(nn.Linear):
                 q.with_probability_mass,
                 q.objective,
                 q.support,
+                q.weights,
                 torch.is_grad_enabled(),
             )
             with torch.no_grad():
@@ -114,6 +116,7 @@ class _AnswerTargets(torch.autograd.Function):
         with_probability_mass: bool,
         objective: Objective | None,
         support: Tensor | None,
+        given_weights: Tensor | None,
         learns: bool,
     ) -> tuple[Tensor, ...]:
         T = len(target_ids)
@@ -140,7 +143,7 @@ class _AnswerTargets(torch.autograd.Function):
             if with_probability_mass:
                 log_mass[rows] = torch.linalg.vecdot(unnormalised, unnormalised).log() - 2 * total.log()
             if objective is not None:
-                weights = logprobs[rows].exp() if objective == "dft" else torch.ones_like(top)
+                weights = _objective_weights(objective, logprobs[rows], given_weights, rows)
                 losses[rows] = -weights * logprobs[rows]
                 if grads is not None:
                     # d(-w log p_y)/d logits = w (softmax - onehot)
@@ -148,7 +151,7 @@ class _AnswerTargets(torch.autograd.Function):
                     upstream.scatter_add_(1, ids, -weights[:, None])
                     grads.add(rows, upstream, temperature)
 
-        ctx.save_for_backward(hidden, weight, bias, target_ids, logprobs, entropies, support)
+        ctx.save_for_backward(hidden, weight, bias, target_ids, logprobs, entropies, support, given_weights)
         ctx.temperature, ctx.with_entropy, ctx.objective, ctx.fused = temperature, with_entropy, objective, grads
         ctx.mark_non_differentiable(log_mass, is_top1)
         return logprobs, losses, entropies, log_mass, is_top1
@@ -157,16 +160,15 @@ class _AnswerTargets(torch.autograd.Function):
     def backward(
         ctx: Any, g_logprobs: Tensor, g_losses: Tensor, g_entropies: Tensor, *unused: Any
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target_ids, logprobs, entropies, support = ctx.saved_tensors
-        nothing = (None,) * 7
+        hidden, weight, bias, target_ids, logprobs, entropies, support, given_weights = ctx.saved_tensors
+        nothing = (None,) * 8
         if ctx.fused is not None and _is_uniform(g_losses) and not (g_logprobs.any() or g_entropies.any()):
             return *ctx.fused.scaled(g_losses[0] if len(g_losses) else g_losses.sum()), *nothing
 
         wants_bias = bias is not None and ctx.needs_input_grad[2]
         grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad[0], ctx.needs_input_grad[1], wants_bias)
         if ctx.objective is not None:
-            weights = logprobs.exp() if ctx.objective == "dft" else 1.0
-            g_logprobs = g_logprobs - weights * g_losses
+            g_logprobs = g_logprobs - _objective_weights(ctx.objective, logprobs, given_weights) * g_losses
         for rows in _chunks(len(target_ids), weight):
             ids = target_ids[rows, None]
             logits = _logits(hidden[rows], weight, bias, ctx.temperature)
@@ -184,6 +186,20 @@ class _AnswerTargets(torch.autograd.Function):
             upstream.scatter_add_(1, ids, g_logprobs[rows, None])
             grads.add(rows, upstream, ctx.temperature)
         return *grads.scaled(None), *nothing
+
+
+def _objective_weights(
+    objective: Objective, logprobs: Tensor, given: Tensor | None, rows: slice = slice(None)
+) -> Tensor:
+    """(targets,): what each negative log-probability counts in an objective; no gradient goes through it."""
+    match objective:
+        case "dft":
+            return logprobs.exp()
+        case "weighted":
+            assert given is not None
+            return given[rows].to(logprobs)
+        case _:
+            return torch.ones_like(logprobs)
 
 
 class _Gradients:

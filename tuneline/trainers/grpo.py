@@ -27,8 +27,7 @@ from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout
 from tuneline.trainers.grpo_config import GRPOConfig
 from tuneline.trainers.online import OnlineTrainer
-
-_EMPTY_PROMPT = [{"role": "user", "content": ""}]
+from tuneline.trainers.prompts import empty_prompts, with_prompts
 
 
 class GRPOTrainer(OnlineTrainer):
@@ -67,8 +66,8 @@ class GRPOTrainer(OnlineTrainer):
     ):
         config: GRPOConfig = default_args(GRPOConfig, model, self.method) if args is None else args
         if environment_factory is not None:
-            train_dataset = _tasks_of_environments(config) if train_dataset is None else _with_prompts(train_dataset)
-            eval_dataset = _with_prompts(eval_dataset)
+            train_dataset = empty_prompts(config) if train_dataset is None else with_prompts(train_dataset)
+            eval_dataset = with_prompts(eval_dataset)
 
         def interaction(tokenizer: Any, stop_token_ids: Sequence[int]) -> Interaction:
             return Interaction(
@@ -162,15 +161,19 @@ class GRPOTrainer(OnlineTrainer):
     def loss(self, model: nn.Module, experience: Experience) -> Tensor:
         a, trees, known = self.args, experience.trees, experience.by_target
         ids, num_sequences = trees.sequence_ids, trees.num_sequences
+        advantages, counted = experience.advantages[ids], experience.weights[ids]
+        weights = token_weights(a.loss_type, ids, num_sequences) * counted
         answers = token_logprobs(
             model,
             trees,
             temperature=self.sampling.temperature,
             with_entropy=True,
             with_aux_loss=a.router_aux_loss_coef is not None,
+            objective="weighted" if self._knows_its_gradient(known) else None,
+            weights=advantages * weights,
             support=experience.support,
         )
-        logprobs, advantages = answers.logprobs, experience.advantages[ids]
+        logprobs = answers.logprobs
         old_logprobs = known.get("old_logprobs", logprobs.detach())
         mask = known.get("is_uncertain")
         if a.off_policy_mask_threshold is not None:
@@ -212,13 +215,15 @@ class GRPOTrainer(OnlineTrainer):
             sampler_ratios=corrections,
             sampler_ratio_level=a.vllm_importance_sampling_mode.split("_")[0],
         )
-        losses, counted = found.losses, experience.weights[ids]
+        losses = found.losses
         if "ref_logprobs" in known:
             ratios = found.ratios if a.use_bias_correction_kl else None
             penalties = kl_penalty(logprobs, known["ref_logprobs"], a.kl_estimator, ratios)
             losses = losses + a.beta * penalties
             self.record({"kl": ((penalties.detach() * counted).sum(), counted.sum())})
-        losses = losses * token_weights(a.loss_type, ids, num_sequences) * counted
+        losses = losses * weights
+        if self._knows_its_gradient(known):
+            losses = answers.losses + (losses - answers.losses).detach()
         losses = self._with_entropy_bonus(losses, answers.entropies, experience)
         self._record_policy(answers.entropies, found, experience)
         if answers.aux_loss is not None and a.router_aux_loss_coef is not None:
@@ -226,6 +231,18 @@ class GRPOTrainer(OnlineTrainer):
             self.record({"aux_loss": answers.aux_loss})
             losses = losses + a.router_aux_loss_coef * answers.aux_loss * share / max(len(losses), 1)
         return losses
+
+    def _knows_its_gradient(self, known: dict[str, Tensor]) -> bool:
+        """Whether the ratio is 1 by construction and nothing else enters: every loss then has the gradient of the
+        log-probabilities weighed by advantage, which the head makes on its way forward."""
+        a = self.args
+        return not (
+            "old_logprobs" in known
+            or "ref_logprobs" in known
+            or a.entropy_coef
+            or a.use_adaptive_entropy
+            or a.off_policy_mask_threshold is not None
+        )
 
     def _with_entropy_bonus(self, losses: Tensor, entropies: Tensor, experience: Experience) -> Tensor:
         a = self.args
@@ -366,21 +383,3 @@ def _acting(experience: Experience) -> Tensor:
     counted = experience.weights[experience.trees.sequence_ids]
     is_uncertain = experience.by_target.get("is_uncertain")
     return counted if is_uncertain is None else counted * is_uncertain
-
-
-def _tasks_of_environments(args: GRPOConfig) -> Dataset:
-    """As many empty prompts as a run of `max_steps` asks; the environments' resets fill them."""
-    if args.max_steps <= 0:
-        raise ConfigError("without a train_dataset the length of the run is unknown; set max_steps.")
-    total = args.generation_batch_size
-    assert total is not None
-    return Dataset.from_list([{"prompt": _EMPTY_PROMPT}] * (total // args.num_generations))
-
-
-def _with_prompts(rows: Any) -> Any:
-    """Rows without prompts given empty ones, which the environments' resets fill."""
-    if isinstance(rows, dict):
-        return {name: _with_prompts(part) for name, part in rows.items()}
-    if not isinstance(rows, Dataset) or "prompt" in rows.column_names:
-        return rows
-    return rows.add_column("prompt", [_EMPTY_PROMPT] * len(rows))

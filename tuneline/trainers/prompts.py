@@ -11,7 +11,13 @@ from itertools import islice
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import IterableDataset, Sampler
+
+from tuneline.errors import ConfigError
+from tuneline.trainers.online_config import OnlineConfig
+
+_EMPTY_PROMPT = [{"role": "user", "content": ""}]
 
 
 class RepeatSampler(Sampler[int]):
@@ -73,3 +79,21 @@ class RepeatedStream(IterableDataset):
                 for row in batch:
                     for _ in range(self.mini_repeat_count):
                         yield dict(row)
+
+
+def empty_prompts(args: OnlineConfig) -> Dataset:
+    """As many empty prompts as a run of `max_steps` asks; the environments' resets fill them."""
+    if args.max_steps <= 0:
+        raise ConfigError("without a train_dataset the length of the run is unknown; set max_steps.")
+    total = args.generation_batch_size
+    assert total is not None
+    return Dataset.from_list([{"prompt": _EMPTY_PROMPT}] * (total // args.num_generations))
+
+
+def with_prompts(rows: Any) -> Any:
+    """Rows without prompts given empty ones, which the environments' resets fill."""
+    if isinstance(rows, dict):
+        return {name: with_prompts(part) for name, part in rows.items()}
+    if not isinstance(rows, Dataset) or "prompt" in rows.column_names:
+        return rows
+    return rows.add_column("prompt", [_EMPTY_PROMPT] * len(rows))
