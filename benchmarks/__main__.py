@@ -15,6 +15,7 @@ from rich.console import Console
 
 import tuneline
 from benchmarks import generation, grpo
+from benchmarks.options import add_shared_options
 from benchmarks.report import table_of
 from benchmarks.runs import ROOT, SIDES, compare
 from benchmarks.workload import KINDS, Workload
@@ -88,20 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     amount.add_argument("--rows", type=int, default=128, help="rows to measure, pairs or texts (default 128)")
     amount.add_argument("--steps", type=int, help="optimizer steps to measure, in place of --rows")
     parser.add_argument("--batch-size", type=int, default=8, help="rows a step (default 8)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each side, in turns, for medians (default 1)")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of preferences (default %(default)s)")
     parser.add_argument("--max-length", type=int, default=1024, help="longer rows are left out (default 1024 tokens)")
-    parser.add_argument("--learning-rate", type=float, default=1e-5, help="default 1e-5")
-    parser.add_argument(
-        "--gradient-checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on both sides alike; on by default, as in TRL",
-    )
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="leave one out (default both)")
-    parser.add_argument("--seed", type=int, default=17)
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--folder", type=Path, help="keep model, rows and scripts here (default a temporary folder)")
+    add_shared_options(parser, learning_rate=1e-5)
     return parser
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.generation import BUSY, DEFAULT_DATA
 from benchmarks.grpo_report import GRPOComparison, Run, table_of
 from benchmarks.grpo_work import GRPOWork, GRPOWorkload, prepare
+from benchmarks.options import add_shared_options
 from benchmarks.runs import SIDES, run_python
 from tuneline.errors import ConfigError, StageError
 
@@ -128,17 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="completions a micro-batch (default 8)")
     parser.add_argument("--max-completion-length", type=int, default=256, help="in tokens (default 256)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="leave one out (default both)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each side, in turns, for medians (default 1)")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of questions and answers")
-    parser.add_argument("--learning-rate", type=float, default=1e-6, help="default 1e-6")
-    parser.add_argument(
-        "--gradient-checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="on both sides alike; on by default, as in TRL",
-    )
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="leave one out (default both)")
-    parser.add_argument("--seed", type=int, default=17)
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--folder", type=Path, help="keep model and rows here (default a temporary folder)")
+    add_shared_options(parser, learning_rate=1e-6)
     return parser

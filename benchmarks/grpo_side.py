@@ -62,17 +62,21 @@ def lottery(completions: list[str], **columns: Any) -> list[float]:
     return [crc32(text.encode()) / 2**32 for text in completions]
 
 
-def make_trl_trainer(measurement: GRPOMeasurement, script: Script, part: str) -> Any:
-    from trl import GRPOConfig, GRPOTrainer
-
-    trainer = GRPOTrainer(
+def make_trainer(library: Any, measurement: GRPOMeasurement, script: Script, part: str) -> Any:
+    return library.GRPOTrainer(
         model=measurement.model,
         reward_funcs=lottery,
-        args=GRPOConfig(**measurement.training_arguments),
+        args=library.GRPOConfig(**measurement.training_arguments),
         train_dataset=measurement.dataset().select_columns(["prompt"]),
         callbacks=[measurement],
         rollout_func=script.rollout_func if part == "update" else None,
     )
+
+
+def make_trl_trainer(measurement: GRPOMeasurement, script: Script, part: str) -> Any:
+    import trl
+
+    trainer = make_trainer(trl, measurement, script, part)
     if part == "steps":
         trainer.model.generate = generate_of_lengths(trainer.model.generate, script)
     measurement.phases.watch("preparing", trainer, "_generate_and_score_completions")
@@ -82,16 +86,9 @@ def make_trl_trainer(measurement: GRPOMeasurement, script: Script, part: str) ->
 
 
 def make_tuneline_trainer(measurement: GRPOMeasurement, script: Script, part: str) -> Any:
-    from tuneline import GRPOConfig, GRPOTrainer
+    import tuneline
 
-    trainer = GRPOTrainer(
-        model=measurement.model,
-        reward_funcs=lottery,
-        args=GRPOConfig(**measurement.training_arguments),
-        train_dataset=measurement.dataset().select_columns(["prompt"]),
-        callbacks=[measurement],
-        rollout_func=script.rollout_func if part == "update" else None,
-    )
+    trainer = make_trainer(tuneline, measurement, script, part)
     if part == "steps":  # not by rollout_engine=, which would have the engine's log-probabilities corrected
         trainer.collector.engine = EngineOfLengths(trainer.collector.engine, script)
     measurement.phases.watch("preparing", trainer, "collect")

@@ -52,7 +52,8 @@ class OnlineTrainer(BaseTrainer):
         reward_processing_classes: tokenizers of reward models, one a function.
         interaction: tools and environments.
         rollout_func: makes the rollouts instead of the engine.
-        rollout_engine: draws completions; None for the model itself, or vLLM where the configuration says so.
+        rollout_engine: draws completions, from log-probabilities of its own that GRPO corrects for; None for the model
+            itself, or vLLM where the configuration says so.
 
     Raises:
         ConfigError, DataError, ModelError: before any training.
