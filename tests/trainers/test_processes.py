@@ -34,5 +34,7 @@ def test_two_processes_match_one(method, tmp_path):
         for name, value in one_line.items():
             if method == "dpo" and name == "eval_loss":
                 continue  # its `sft` part is a mean over the tokens of an evaluation batch
+            if name == "rewards/accuracies" and one_line is one_logs[0]:
+                continue  # policy and reference are still the same, and rounding decides which side is ahead
             if not name.endswith(("runtime", "per_second", "preparation_time")):
                 assert two_line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
