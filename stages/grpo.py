@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stages.context import StageContext
 from stages.rollouts import RolloutTables, join_tables
 from stages.schema import REWARD_MODEL, Reward
@@ -25,8 +23,6 @@ TRAINERS: dict[str, tuple[Any, Any]] = {"grpo": (GRPOTrainer, GRPOConfig), "rloo
 
 def main() -> None:
     context = StageContext.load("grpo")
-    if not torch.cuda.is_available():
-        add_in_one_order()
     section = context.config.grpo
     trainer_class, config_class = TRAINERS[section.method]
     name, keywords, tokenizer = model_source(context, Path("models/sft"))
@@ -57,17 +53,6 @@ def main() -> None:
     trainer = run_training(context, make_trainer)
     if trainer.is_world_process_zero():
         join_tables(tables.folder, context.report / "rollouts" / "rollouts.parquet")
-
-
-def add_in_one_order() -> None:
-    """Have the CPU's threads add gradients up in one order, so that two runs give the same bits.
-
-    By default they add what the completions of a prompt give it in the order in which they come to it: with two threads
-    the last digit of a gradient differed in 8 of 300 passes over one batch.
-    """
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # nothing reads what was not written; the attribute is made at run time
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _reward(reward: Reward, dtype: str) -> tuple[Any, Any]:

@@ -59,10 +59,10 @@ class Segments:
 
     def __init__(self, bounds: Tensor, num_tokens: int, read: Tensor | None = None):
         """`bounds` is `PromptTrees.segments`, (segments, 4), in the order of the row; `read` are the positions whose
-        last hidden state the head reads, None for all."""
+        last hidden state the head reads, each once; None for all."""
         self.bounds = bounds
         self.num_tokens = num_tokens
-        self.read = None if read is None else read.unique()
+        self.read = read
         # What each layer's attention gave, for a checkpointed layer's second forward pass, and gone after it. A layer
         # that is not checkpointed keeps nothing here for longer than its graph does.
         self.kept: dict[nn.Module, list[_Attended]] = {}

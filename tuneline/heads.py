@@ -28,6 +28,7 @@ class Question:
     """What a head is asked about the targets of one forward pass."""
 
     target_ids: Tensor  # (targets,)
+    rows: Tensor  # (targets,) the row of the head's input that predicts each
     temperature: float = 1.0
     with_entropy: bool = False
     with_probability_mass: bool = False  # log of the summed squared probabilities, for WPO
@@ -67,7 +68,8 @@ class TargetHead(nn.Linear):
         q = self.question
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        hidden_TH = hidden[0]
+        # by index_select, whose gradient adds up rows that several targets share in a fixed order
+        hidden_TH = hidden[0].index_select(0, q.rows)
         device_type = hidden.device.type
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
@@ -285,5 +287,5 @@ class ScoreHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.ends is None:
             return super().forward(hidden)
-        scores = super().forward(hidden[0, self.ends])[:, 0]
+        scores = super().forward(hidden[0].index_select(0, self.ends))[:, 0]
         return scores.expand(1, hidden.shape[1], -1)

@@ -50,17 +50,21 @@ def token_logprobs(
             by repeating one, or -1 in all of a row for every token. Probabilities are then normalised over these alone.
     """
     router = {"output_router_logits": True} if with_aux_loss else {}
-    question = Question(trees.target_ids, temperature, with_entropy, with_probability_mass, objective, support, weights)
+    # the first tokens of all branches are predicted at the end of their prompt, which the model hands over once
+    positions, rows = trees.target_positions.unique(return_inverse=True)
+    question = Question(
+        trees.target_ids, rows, temperature, with_entropy, with_probability_mass, objective, support, weights
+    )
     head = output_head(model)
     if not isinstance(head, TargetHead):
         return _padded_logprobs(model, trees, question, router)
-    segments = Segments(trees.segments, trees.num_tokens, read=trees.target_positions)
+    segments = Segments(trees.segments, trees.num_tokens, read=positions)
     with head.asked(question), reading_trees():
         output = model(
             input_ids=trees.input_ids,
             position_ids=trees.position_ids,
             segments=segments,
-            logits_to_keep=trees.target_positions,
+            logits_to_keep=positions,
             use_cache=False,
             **router,
         )

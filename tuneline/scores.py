@@ -20,7 +20,7 @@ def sequence_scores(model: nn.Module, trees: PromptTrees) -> Tensor:
     if not isinstance(head, ScoreHead):
         rows = pad_out(trees, pad_token_id(model))
         return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, 0].float()
-    segments = Segments(trees.segments, trees.num_tokens, read=trees.sequence_ends)
+    segments = Segments(trees.segments, trees.num_tokens, read=trees.sequence_ends.unique())
     with head.asked(trees.sequence_ends), reading_trees():
         output = model(input_ids=trees.input_ids, position_ids=trees.position_ids, segments=segments, use_cache=False)
     return output.logits[0].float()

@@ -25,7 +25,7 @@ def asked_head(vocab=11, hidden=5, targets=7, bias=True, **question):
     head = TargetHead(hidden, vocab, bias=bias).double()
     states = torch.randn(1, targets, hidden, dtype=torch.float64, generator=generator).float().requires_grad_()
     ids = torch.randint(0, vocab, (targets,), generator=generator)
-    return head.float(), states, Question(ids, **question)
+    return head.float(), states, Question(ids, torch.arange(len(ids)), **question)
 
 
 def plain_answers(head, states, question):
