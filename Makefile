@@ -25,7 +25,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
-quickstart: $(INSTALLED)  ## run the whole line on made data: prepare, sft, reward, dpo, evaluate
+quickstart: $(INSTALLED)  ## run the whole line on made data: prepare, sft, reward, dpo, grpo, evaluate
 	@$(BIN)/tuneline run configs/quickstart.yaml $(if $(SET),--set $(SET))
 
 run: $(INSTALLED)  ## run CONFIG=configs/NAME.yaml, with SET="a.b=c ..." to change values

@@ -5,8 +5,9 @@ import torch
 
 from tests.data.tiny_tokenizers import character_tokenizer
 from tests.models import tiny_causal_lm
-from tuneline.evaluation.sampling import as_reply, encode_prompts, sample_completions, stop_token_ids
+from tuneline.evaluation.sampling import as_reply, encode_prompts, sample_completions
 from tuneline.models import prepare_for_trees
+from tuneline.rollout.stopping import stop_token_ids
 
 PROMPTS = ["ab", "a longer prompt", "x", "four", "and the last"]
 

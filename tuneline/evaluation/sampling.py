@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from tuneline.data.formats import is_messages
-from tuneline.data.rendering import Rows, render_dialogue, tokenize_values
+from tuneline.data.rendering import Rows, tokenize_values
+from tuneline.rollout.stopping import stop_token_ids
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,6 @@ def sample_completions(
     return [completions[i] for i in range(len(prompts))]
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a completion: those of model and tokenizer, and the one that ends a turn of the dialogue.
-
-    A base model trained on dialogues ends with the latter, which neither of the former need name.
-    """
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id, _end_of_turn(tokenizer)}
-    return sorted(i for i in ids if i is not None)
-
-
 def as_reply(prompt: Any, text: str) -> Any:
     """A completion in the notation of its prompt: a message of the assistant, or the text itself."""
     return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
@@ -149,14 +140,3 @@ def _completion(ids: list[int], tokenizer: PreTrainedTokenizerBase, stops: Seque
     text = tokenizer.decode(body, skip_special_tokens=True)
     assert isinstance(text, str)
     return Completion(ids[: len(body) + finished], text, finished)
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts behind what the assistant says, if it does."""
-    if tokenizer.chat_template is None:
-        return None
-    answer = "answer"
-    dialogue = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    behind = render_dialogue(tokenizer, dialogue).rpartition(answer)[2]
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
-    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None

@@ -24,7 +24,7 @@ def rollout_table(trainer: Any, drawn: Drawn, scores: Scores, rewards: Tensor, a
     `advantage`, `num_tokens`, `is_finished`, and what reward functions logged. Every process must call it."""
     own: RolloutTable = {
         "prompt": [_text(row["prompt"]) for row in drawn.rows],
-        "completion": [_text(completion) for completion in drawn.completions],
+        "completion": [_written(completion) for completion in drawn.completions],
         "num_tokens": [len(rollout.completion_ids) for rollout in drawn.rollouts],
         "is_finished": [rollout.is_finished for rollout in drawn.rollouts],
         **scores.extras,
@@ -63,6 +63,11 @@ class CompletionsLog:
             numbers = (f"{table[name][i]:.3g}" for name in ("reward", "advantage"))
             shown.add_row(table["prompt"][i], table["completion"][i], *numbers)
         self.console.print(shown)
+
+
+def _written(completion: Any) -> str:
+    """The words of a single answer; a conversation with who says what."""
+    return completion[0]["content"] if not isinstance(completion, str) and len(completion) == 1 else _text(completion)
 
 
 def _text(value: Any) -> str:
