@@ -78,13 +78,6 @@ def start_temporary_server(log: Path) -> TemporaryServer:
     return server
 
 
-def free_port() -> int:
-    """A port on loopback that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return int(listener.getsockname()[1])
-
-
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:

@@ -12,8 +12,8 @@ import mlflow
 import pytest
 from mlflow.entities import Run, ViewType
 
-from flows.server import free_port
 from tests.flows.conftest import CHANGE_DPO, Checkout
+from tests.ports import free_port
 
 # Python 3.11's ast, used by a dependency of MLflow, and SQLite connections that MLflow leaves to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

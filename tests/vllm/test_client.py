@@ -1,10 +1,10 @@
 """What goes wrong between the trainer and a server, each named with the server and the endpoint."""
 
-import socket
 import time
 
 import pytest
 
+from tests.ports import free_port
 from tests.vllm.small_server import SmallServer, healthy
 from tuneline.errors import ConfigError, RolloutError
 from tuneline.rollout import vllm_client
@@ -15,12 +15,6 @@ from tuneline.rollout.vllm_client import VLLMClient
 def _short_pauses(monkeypatch):
     monkeypatch.setattr(vllm_client, "_RETRY_AFTER", (0.01, 0.01))
     monkeypatch.setattr(vllm_client, "_POLL_SECONDS", 0.01)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_refused_connection_names_server_and_endpoint():
