@@ -26,10 +26,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 quickstart: $(INSTALLED)  ## run the whole line on made data: prepare, sft, reward, dpo, grpo, evaluate
-	@$(BIN)/tuneline run configs/quickstart.yaml $(if $(SET),--set $(SET))
+	@$(BIN)/tuneline run configs/quickstart.yaml $(foreach value,$(SET),--set $(value))
 
 run: $(INSTALLED)  ## run CONFIG=configs/NAME.yaml, with SET="a.b=c ..." to change values
-	@$(BIN)/tuneline run $(CONFIG) $(if $(SET),--set $(SET))
+	@$(BIN)/tuneline run $(CONFIG) $(foreach value,$(SET),--set $(value))
 
 test: $(INSTALLED)  ## run the tests (install included)
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
