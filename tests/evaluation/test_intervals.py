@@ -3,7 +3,6 @@ import math
 import pytest
 
 from tuneline.evaluation.intervals import (
-    Interval,
     bootstrap_interval,
     pearson,
     spearman,
@@ -33,12 +32,6 @@ def test_wilson_interval_is_symmetric_under_exchange_of_success_and_failure():
 def test_no_trials_give_nan():
     assert all(map(math.isnan, wilson_interval(0, 0)))
     assert all(map(math.isnan, bootstrap_interval([], seed=1)))
-
-
-def test_intervals_overlap_when_they_share_a_point():
-    assert Interval(0.2, 0.1, 0.3).overlaps(Interval(0.4, 0.3, 0.5))
-    assert not Interval(0.2, 0.1, 0.3).overlaps(Interval(0.4, 0.31, 0.5))
-    assert not Interval(0.4, 0.31, 0.5).overlaps(Interval(0.2, 0.1, 0.3))
 
 
 def test_win_rate_counts_ties_half():

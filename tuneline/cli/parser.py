@@ -48,7 +48,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     """The parser of all commands; what it returns has `command` and that command's arguments."""
     parser = SuggestingParser(
         prog=prog,
-        description="Align language models: prepare, SFT, reward model, DPO and evaluation, as one line.",
+        description="Align language models: prepare, SFT, reward model, DPO, GRPO and evaluation, as one line.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -19,9 +19,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def overlaps(self, other: Interval) -> bool:
-        return self.low <= other.high and other.low <= self.high
-
 
 def wilson_interval(successes: float, num_trials: int) -> Interval:
     """The score interval of a proportion (Wilson 1927, JASA 22:209-212; eq. 4 in Brown, Cai and DasGupta 2001).

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from tuneline.errors import ConfigError
-from tuneline.losses.preference import check_preference_options
+from tuneline.losses.preference import SORTING_LOSS_TYPES, check_preference_options
 from tuneline.trainers.base_config import BaseConfig
 
 LossType = Literal[
@@ -89,7 +89,7 @@ class DPOConfig(BaseConfig):
                 )
             except ValueError as error:
                 raise ConfigError(str(error)) from error
-        if self.use_weighting and set(self.loss_type) & {"aot", "aot_unpaired"}:
+        if self.use_weighting and set(self.loss_type) & set(SORTING_LOSS_TYPES):
             raise ConfigError("use_weighting=True does not go with the aot losses, which sort the pairs of a batch.")
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
