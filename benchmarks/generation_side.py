@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteriaList
 
 from benchmarks.generation import GenerationWork
 from benchmarks.measure import FOLDER, RESULT, forget_peak_memory, peak_memory, resident_memory, seconds_waited
+from benchmarks.rollouts import RowEnds
 
 Call = list[dict[str, Any]]
 
@@ -48,7 +49,7 @@ def as_trl(model: Any, work: GenerationWork) -> Callable[[Call], int]:
                 input_ids=torch.tensor([[pad] * (width - len(ids)) + ids for ids, _ in rows]),
                 attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in rows]),
                 generation_config=config,
-                stopping_criteria=StoppingCriteriaList([_Lengths(width + lengths)]),
+                stopping_criteria=StoppingCriteriaList([RowEnds(width + lengths)]),
             )
         num_tokens = 0
         for ids, length in zip(output[:, width:].tolist(), lengths.tolist(), strict=True):
@@ -57,16 +58,6 @@ def as_trl(model: Any, work: GenerationWork) -> Callable[[Call], int]:
         return num_tokens
 
     return generate
-
-
-class _Lengths(StoppingCriteria):
-    """Rows end at lengths of their own."""
-
-    def __init__(self, ends: torch.Tensor):
-        self.ends = ends
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] >= self.ends
 
 
 def as_tuneline(model: Any, work: GenerationWork) -> Callable[[Call], int]:

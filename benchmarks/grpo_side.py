@@ -13,9 +13,9 @@ import time
 from typing import Any
 from zlib import crc32
 
-from benchmarks.grpo_rollouts import EngineOfLengths, Script, generate_of_lengths
 from benchmarks.measure import Measurement
 from benchmarks.phases import Phases
+from benchmarks.rollouts import EngineOfLengths, Script, generate_of_lengths
 
 
 class GRPOMeasurement(Measurement):

@@ -10,9 +10,9 @@ from transformers import GenerationConfig
 
 from benchmarks.grpo import _check_agreement, _parser, _workload, main
 from benchmarks.grpo_report import GRPOComparison, table_of
-from benchmarks.grpo_rollouts import EngineOfLengths, Script, generate_of_lengths
 from benchmarks.grpo_work import WARM_UP_LENGTH, GRPOWork, GRPOWorkload, prepare
 from benchmarks.phases import Phases
+from benchmarks.rollouts import EngineOfLengths, Script, generate_of_lengths
 from benchmarks.workload import Work
 from tests.models import tiny_causal_lm
 from tuneline.errors import ConfigError, DataError

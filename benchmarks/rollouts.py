@@ -71,11 +71,11 @@ class EngineOfLengths:
         self.engine.close()
 
 
-def generate_of_lengths(generate: Callable[..., Tensor], script: Script) -> Callable[..., Tensor]:
+def generate_of_lengths(generate: Callable[..., Any], script: Script) -> Callable[..., Any]:
     """`model.generate` of transformers, whose rows end where the script's do; a row that ended is padded until all
     have, as it is after an EOS."""
 
-    def generate_so(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **options: Any) -> Tensor:
+    def generate_so(input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **options: Any) -> Any:
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
         lengths = [len(script.next_completion(prompt)) for prompt in prompts]
         config = copy.deepcopy(generation_config)
@@ -85,18 +85,19 @@ def generate_of_lengths(generate: Callable[..., Tensor], script: Script) -> Call
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList([_Ends(width + torch.tensor(lengths))]),
+            stopping_criteria=StoppingCriteriaList([RowEnds(width + torch.tensor(lengths))]),
             **options,
         )
-        for row, length in zip(output, lengths, strict=True):
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        for row, length in zip(sequences, lengths, strict=True):
             row[width : width + length] = torch.tensor(script.ended(row[width : width + length].tolist()))
         return output
 
     return generate_so
 
 
-class _Ends(StoppingCriteria):
-    """Rows end at ends of their own."""
+class RowEnds(StoppingCriteria):
+    """Rows end at ends of their own: `ends` (sequences,), counted from the start of the padded row."""
 
     def __init__(self, ends: Tensor):
         self.ends = ends
