@@ -16,13 +16,13 @@ from rich.console import Console
 import tuneline
 from benchmarks import generation, grpo
 from benchmarks.options import add_shared_options
+from benchmarks.parts import warn_if_busy
 from benchmarks.report import table_of
 from benchmarks.runs import ROOT, SIDES, compare
 from benchmarks.workload import KINDS, Workload
 from tuneline.errors import ConfigError, DataError, TunelineError
 
 DEFAULT_DATA = ROOT.parent / "shared" / "data" / "hh-harmless.jsonl.gz"
-BUSY = 0.1  # threads waiting for a core, on average
 LOSS_TOLERANCE = 1e-3  # relative; separate sums in float32 drift apart as training goes on
 
 
@@ -69,10 +69,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         machine = {"platform": platform.platform(), "processor": platform.processor(), "versions": versions}
         arguments.json.write_text(json.dumps({**machine, **asdict(comparison)}, indent=1), encoding="utf-8")
-    if max(side.waited for side in comparison.sides.values()) > BUSY:
-        console.print(
-            "[yellow]other processes took cores from these runs: the figures hold on a quiet machine only[/yellow]"
-        )
+    warn_if_busy(max(side.waited for side in comparison.sides.values()), console)
     difference = comparison.largest_loss_difference
     if difference is not None and difference > LOSS_TOLERANCE:
         console.print(f"[red]the losses differ by {difference:.1e}, more than {LOSS_TOLERANCE:.0e}[/red]")

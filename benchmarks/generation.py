@@ -21,13 +21,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.parts import GIB, warn_if_busy
 from benchmarks.runs import ROOT, SIDES, run_python
 from benchmarks.workload import make_model, make_tokenizer
 from tuneline.errors import ConfigError, DataError
 
 DEFAULT_DATA = ROOT.parent / "shared" / "data" / "gsm8k-train.jsonl.gz"
-BUSY = 0.1  # threads waiting for a core, on average
-GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,7 @@ def main(words: list[str], console: Console) -> int:
     if arguments.json:
         machine = {"platform": platform.platform(), "processor": platform.processor()}
         arguments.json.write_text(json.dumps({**machine, "work": asdict(work), "runs": runs}, indent=1), "utf-8")
-    if max(side["waited"] for side in medians.values()) > BUSY:
-        console.print(
-            "[yellow]other processes took cores from these runs: the figures hold on a quiet machine only[/yellow]"
-        )
+    warn_if_busy(max(side["waited"] for side in medians.values()), console)
     return 0
 
 

@@ -15,18 +15,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.generation import BUSY, DEFAULT_DATA
-from benchmarks.grpo_report import GRPOComparison, Run, table_of
+from benchmarks.generation import DEFAULT_DATA
+from benchmarks.grpo_report import AGREEMENTS, comparison_of, grpo_table
 from benchmarks.grpo_work import GRPOWork, GRPOWorkload, prepare
 from benchmarks.options import add_shared_options
-from benchmarks.runs import SIDES, run_python
+from benchmarks.parts import Run, check_agreement, run_parts, run_side, warn_if_busy
+from benchmarks.runs import SIDES
 from tuneline.errors import ConfigError, StageError
 
 PARTS = ("steps", "update")
-LOSS_TOLERANCE = 1e-4
-# Gradients and entropies of TRL go through sums over padded rows, which round otherwise; relative.
-NORM_TOLERANCE = 1e-3
-ENTROPY_TOLERANCE = 1e-4
 
 
 def main(words: list[str], console: Console) -> int:
@@ -46,25 +43,18 @@ def main(words: list[str], console: Console) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         console.print("preparing model, tokenizer and prompts", style="dim")
         work = prepare(workload, folder)
-        runs: dict[str, dict[str, list[Run]]] = {part: {side: [] for side in sides} for part in parts}
-        for turn in range(arguments.repeats):
-            for part in parts:
-                # what changes on the machine over time should not fall on one side alone
-                for side in sides if turn % 2 == 0 else reversed(sides):
-                    run = _run(part, side, turn, folder, work)
-                    runs[part][side].append(run)
-                    seconds, of = run["loop_seconds"], f"run {turn + 1} of {arguments.repeats}"
-                    console.print(f"{part}, {side}: {seconds:.1f} s, {of}", style="dim", highlight=False)
-    comparison = GRPOComparison(workload, work, runs)
-    Console().print(table_of(comparison))
+        runs = run_parts(
+            parts, sides, arguments.repeats, lambda part, side, turn: _run(part, side, turn, folder, work), console
+        )
+    comparison = comparison_of(workload, work, runs)
+    Console().print(grpo_table(comparison, work))
     if arguments.json:
         machine = {"platform": platform.platform(), "processor": platform.processor()}
-        arguments.json.write_text(json.dumps(machine | asdict(comparison), indent=1), encoding="utf-8")
-    if comparison.waited > BUSY:
-        console.print(
-            "[yellow]other processes took cores from these runs: the figures hold on a quiet machine only[/yellow]"
+        arguments.json.write_text(
+            json.dumps(machine | asdict(comparison) | {"work": asdict(work)}, indent=1), encoding="utf-8"
         )
-    return _check_agreement(comparison, console)
+    warn_if_busy(comparison.waited, console)
+    return check_agreement(comparison, AGREEMENTS, console)
 
 
 def _workload(arguments: argparse.Namespace) -> GRPOWorkload:
@@ -93,32 +83,13 @@ def _workload(arguments: argparse.Namespace) -> GRPOWorkload:
 
 
 def _run(part: str, side: str, turn: int, folder: Path, work: GRPOWork) -> Run:
-    peak = json.loads(run_python("peak", ["-m", "benchmarks.peak"], folder))
-    result = folder / f"{part}_{side}_{turn}.json"
-    run_python(side, ["-m", "benchmarks.grpo_side", side, part], folder, result)
-    run: Run = json.loads(result.read_text(encoding="utf-8"))
+    run = run_side("benchmarks.grpo_side", part, side, turn, folder)
     if run["num_tokens"] != work.update.real_tokens:
         raise StageError(
             f"{side} learned from {run['num_tokens']:.0f} tokens in the measured steps, and prompts and completions "
             f"have {work.update.real_tokens}: the two sides do not do the same work."
         )
-    return run | {"peak_flops": peak["peak"]}
-
-
-def _check_agreement(comparison: GRPOComparison, console: Console) -> int:
-    bounds = {
-        "losses": (LOSS_TOLERANCE, False),
-        "grad_norms": (NORM_TOLERANCE, True),
-        "entropies": (ENTROPY_TOLERANCE, True),
-    }
-    agree = True
-    for key, (bound, relative) in bounds.items():
-        difference = comparison.largest_difference(key, relative=relative)
-        if difference is not None and not difference <= bound:
-            name = key.replace("_", " ")
-            console.print(f"[red]the {name} of the two sides differ by {difference:.1e}, more than {bound:.0e}[/red]")
-            agree = False
-    return 0 if agree else 1
+    return run
 
 
 def _parser() -> argparse.ArgumentParser:

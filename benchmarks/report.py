@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from rich.table import Table
 
+from benchmarks.parts import GIB, GIGA
 from benchmarks.runs import Comparison, Side
-
-GIB, GIGA = 1024**3, 1e9
 
 
 def table_of(comparison: Comparison, versions: dict[str, str]) -> Table:

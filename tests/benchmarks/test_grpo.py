@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 from transformers import GenerationConfig
 
-from benchmarks.grpo import _check_agreement, _parser, _workload, main
-from benchmarks.grpo_report import GRPOComparison, table_of
+from benchmarks.grpo import _parser, _workload, main
+from benchmarks.grpo_report import AGREEMENTS, comparison_of, grpo_table
 from benchmarks.grpo_work import WARM_UP_LENGTH, GRPOWork, GRPOWorkload, prepare
+from benchmarks.parts import check_agreement
 from benchmarks.phases import Phases
 from benchmarks.rollouts import EngineOfLengths, Script, generate_of_lengths
 from benchmarks.workload import Work
@@ -121,10 +122,10 @@ def _run(**changes):
 def test_sides_that_disagree_are_told(changes, told):
     work = GRPOWork(4, 40, 10.0, 12, Work(2, 60, 50, 70, 40, 1e9))
     runs = {part: {"trl": [_run()], "tuneline": [_run(loop_seconds=0.5, **changes)]} for part in ("steps", "update")}
-    comparison = GRPOComparison(WORKLOAD, work, runs)
+    comparison = comparison_of(WORKLOAD, work, runs)
     console = Console(record=True, width=200)
-    assert _check_agreement(comparison, console) == bool(told)
-    console.print(table_of(comparison))
+    assert check_agreement(comparison, AGREEMENTS, console) == bool(told)
+    console.print(grpo_table(comparison, work))
     text = console.export_text()
     assert told in text
     assert "1 / 4.00" in text
