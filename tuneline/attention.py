@@ -63,11 +63,20 @@ class Segments:
         self.bounds = bounds
         self.num_tokens = num_tokens
         self.read = read
+        self.adapter: str | None = None  # see `again`
         # What each layer's attention gave, for a checkpointed layer's second forward pass, and gone after it. A layer
         # that is not checkpointed keeps nothing here for longer than its graph does.
         self.kept: dict[nn.Module, list[_Attended]] = {}
         self._plans: dict[int | None, _Plan] = {}
         self._block_masks: dict[int | None, Any] = {}
+
+    def again(self, adapter: str | None = None) -> Segments:
+        """The same row for another pass through the same layers, whose plan it shares; `adapter` is the one that is
+        at work in it, for layers that follow (`tuneline.models.adapters`), or None for those that are active."""
+        other = Segments(self.bounds, self.num_tokens, self.read)
+        other.adapter = adapter
+        other._plans, other._block_masks = self._plans, self._block_masks
+        return other
 
     def plan(self, window: int | None) -> _Plan:
         if window not in self._plans:

@@ -289,3 +289,21 @@ class ScoreHead(nn.Linear):
             return super().forward(hidden)
         scores = super().forward(hidden[0].index_select(0, self.ends))[:, 0]
         return scores.expand(1, hidden.shape[1], -1)
+
+
+class ScalarHead(nn.Linear):
+    """A linear map to one number, computed in float32 whatever the precision of the model it reads."""
+
+    def __init__(self, num_hidden: int, bias: bool = True, device: torch.device | str | None = None):
+        super().__init__(num_hidden, 1, bias=bias, device=device, dtype=torch.float32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(rows, hidden) to (rows,), float32."""
+        return scalars(self, hidden)
+
+
+def scalars(head: nn.Linear, hidden_TH: Tensor) -> Tensor:
+    """(targets,), float32: what a head with one output says, computed in float32."""
+    bias = None if head.bias is None else head.bias.float()
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        return F.linear(hidden_TH.float(), head.weight.float(), bias)[:, 0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ def token_logprobs(
     objective: Objective | None = None,
     support: Tensor | None = None,
     weights: Tensor | None = None,
+    call: Callable[..., Any] | None = None,
 ) -> TargetLogprobs:
     """Log-probability of every target given what precedes it in its sequence.
 
@@ -48,7 +50,9 @@ def token_logprobs(
         weights: (targets,), what each negative log-probability counts in the objective `weighted`.
         support: (targets, kept), the tokens that the sampler could have drawn, the target among them, a row filled up
             by repeating one, or -1 in all of a row for every token. Probabilities are then normalised over these alone.
+        call: called with the model's inputs in its place, for one that answers more than this.
     """
+    call = model if call is None else call
     router = {"output_router_logits": True} if with_aux_loss else {}
     # the first tokens of all branches are predicted at the end of their prompt, which the model hands over once
     positions, rows = trees.target_positions.unique(return_inverse=True)
@@ -57,10 +61,10 @@ def token_logprobs(
     )
     head = output_head(model)
     if not isinstance(head, TargetHead):
-        return _padded_logprobs(model, trees, question, router)
+        return _padded_logprobs(model, call, trees, question, router)
     segments = Segments(trees.segments, trees.num_tokens, read=positions)
     with head.asked(question), reading_trees():
-        output = model(
+        output = call(
             input_ids=trees.input_ids,
             position_ids=trees.position_ids,
             segments=segments,
@@ -73,10 +77,10 @@ def token_logprobs(
 
 
 def _padded_logprobs(
-    model: nn.Module, trees: PromptTrees, question: Question, router: dict[str, bool]
+    model: nn.Module, call: Callable[..., Any], trees: PromptTrees, question: Question, router: dict[str, bool]
 ) -> TargetLogprobs:
     rows = pad_out(trees, pad_token_id(model))
-    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **router)
+    output = call(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **router)
     raw = output.logits[rows.target_rows, rows.target_columns].float()  # (targets, vocab)
     scaled = raw / question.temperature
     if question.support is not None:

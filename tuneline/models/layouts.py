@@ -63,9 +63,27 @@ def prepare_for_trees(model: nn.Module) -> bool:
     return True
 
 
+class HoldsPolicy(nn.Module):
+    """A module that trains a policy along with more; where a model is looked into, it stands for its policy."""
+
+    policy: PreTrainedModel | PeftModel
+
+
+def unwrapped(model: Any) -> Any:
+    """What DDP, FSDP and torch.compile wrap."""
+    return extract_model_from_parallel(model)
+
+
+def policy_of(model: Any) -> Any:
+    """The policy, a plain or PEFT model, inside whatever trains it."""
+    model = unwrapped(model)
+    return model.policy if isinstance(model, HoldsPolicy) else model
+
+
 def base_model(model: Any) -> PreTrainedModel:
-    """The transformers model inside DDP, FSDP, torch.compile and PEFT wrappers."""
-    model = extract_model_from_parallel(model)
+    """The transformers model inside DDP, FSDP, torch.compile and PEFT wrappers, the policy's where a module holds
+    one."""
+    model = policy_of(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

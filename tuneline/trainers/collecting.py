@@ -14,6 +14,7 @@ from torch import Tensor
 from tuneline.advantages import combine_rewards, has_spread
 from tuneline.environments import Interaction
 from tuneline.logprobs import token_logprobs
+from tuneline.models.layouts import policy_of
 from tuneline.rewards.calling import Pending, RewardFunctions, Scores
 from tuneline.rollout.protocol import RolloutEngine
 from tuneline.trainers.drawing import Drawn, RolloutFunction, draw, draw_with
@@ -57,7 +58,7 @@ class Collector:
         """A rollout a row, by the weights of this step."""
         if self.rollout_func is not None:
             return draw_with(self.rollout_func, rows, self.trainer)
-        policy = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        policy = policy_of(self.trainer.model_wrapped)
         if self._weights_of_engine != self.trainer.state.global_step:
             self.engine.sync_weights(policy)
             self._weights_of_engine = self.trainer.state.global_step

@@ -1,0 +1,132 @@
+"""Which of a model's adapters are at work, chosen pass by pass.
+
+PEFT's `set_adapter` and `disable_adapter` also decide what is trained: they switch `requires_grad` off for every other
+adapter. Where a policy and a value function learn at once on one backbone, both must keep it, so only the choice is
+changed here. A checkpointed layer runs again in the backward pass, when the choice is over; it finds the adapter of its
+pass on the `Segments` that travel with the call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from tuneline.errors import ModelError
+from tuneline.models.layouts import base_model
+
+VALUE_ADAPTER, REWARD_ADAPTER, REFERENCE_ADAPTER = "value", "reward", "ref"
+
+_Choice = list[tuple[Any, Any]]
+
+
+@contextmanager
+def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Let one adapter be at work; what is trained stays as it is."""
+    before = _choose(model, name)
+    try:
+        yield
+    finally:
+        _take_back(before)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let no adapter be at work: the base model. What is trained stays as it is."""
+    switched = [module for module in _adapted(model) if not module._disable_adapters]
+    for module in switched:
+        module._disable_adapters = True
+    try:
+        yield
+    finally:
+        for module in switched:
+            module._disable_adapters = False
+
+
+def add_adapter_beside(model: PeftModel, name: str, config: PeftConfig | None = None, *, trains: bool) -> None:
+    """Add an adapter; those that are there stay active, and trained or frozen, as they were.
+
+    Args:
+        config: by default that of the active adapter, without modules that it trains whole.
+        trains: whether the new adapter is trained.
+
+    Raises:
+        ModelError: an adapter of that name is there.
+    """
+    if name in model.peft_config:
+        raise ModelError(f"the model has an adapter named {name!r} already; delete or rename it.")
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    model.add_adapter(name, config if config is not None else _like(model.active_peft_config))
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in trained)
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(trains)
+
+
+def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters of one adapter."""
+    found: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            parts = (getattr(module, layer_name) for layer_name in module.adapter_layer_names)
+            for part in (part[name] for part in parts if name in part):
+                found += [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+    return found
+
+
+def follow_segments(model: nn.Module) -> None:
+    """Let each layer work with the adapter that its call's `Segments` name, in a checkpoint's second pass too."""
+    layer: Any
+    for stack in base_model(model).base_model.children():
+        for layer in stack if isinstance(stack, nn.ModuleList) else ():
+            if "adapters_before" not in layer.__dict__:
+                layer.adapters_before = None
+                layer.register_forward_pre_hook(_follow, with_kwargs=True)
+                # always: a checkpoint ends a second pass by an exception, once it has what it needs
+                layer.register_forward_hook(_return, always_call=True)
+
+
+def _follow(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    segments = kwargs.get("segments")
+    if segments is not None and segments.adapter is not None:
+        layer.adapters_before = _choose(layer, segments.adapter)
+
+
+def _return(layer: Any, args: tuple[Any, ...], output: Any) -> None:
+    if layer.adapters_before is not None:
+        _take_back(layer.adapters_before)
+        layer.adapters_before = None
+
+
+def _choose(model: nn.Module, name: str) -> _Choice:
+    before = []
+    for module in _adapted(model):
+        before.append((module, module._active_adapter))
+        knows = isinstance(module, BaseTunerLayer) or name in module._adapters
+        module._active_adapter = [name] if knows else []
+    return before
+
+
+def _take_back(before: _Choice) -> None:
+    for module, active in before:
+        module._active_adapter = active
+
+
+def _adapted(model: nn.Module) -> Iterator[Any]:
+    return (one for one in model.modules() if isinstance(one, BaseTunerLayer | AuxiliaryTrainingWrapper))
+
+
+def _like(config: PeftConfig) -> PeftConfig:
+    config = copy.deepcopy(config)
+    config.inference_mode = False
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = None
+    if isinstance(config, LoraConfig) and config.init_lora_weights not in (True, False, "gaussian"):
+        config.init_lora_weights = True  # the others (PiSSA, OLoRA, ...) change the base's weights
+    return config

@@ -1,0 +1,384 @@
+"""The value function of PPO, in three forms, trained in one module with the policy.
+
+- `head`: a linear map of the policy's last hidden states; log-probabilities and values come from one pass.
+- `model`: a sequence classifier with one label, whose score head is read before every target.
+- `adapter`: an adapter beside the policy's on one frozen backbone, with a head of its own. A backbone computes other
+  hidden states with other adapters, so this takes two passes, within one call of the module.
+
+The module is what DDP and FSDP wrap, so that one call of it gives both answers. The policy in it is a plain causal
+language model, or a PEFT model of one, and is saved alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tuneline.attention import Segments, reading_trees
+from tuneline.errors import ConfigError, ModelError
+from tuneline.heads import ScalarHead, ScoreHead, TargetHead, scalars
+from tuneline.logprobs import TargetLogprobs, token_logprobs
+from tuneline.models.adapters import VALUE_ADAPTER, active_adapter, add_adapter_beside, follow_segments
+from tuneline.models.layouts import (
+    HoldsPolicy,
+    base_model,
+    output_head,
+    pad_token_id,
+    prepare_for_trees,
+    score_head,
+    unwrapped,
+)
+from tuneline.models.loading import disable_dropout, load_reward_model
+from tuneline.trees import PromptTrees, pad_out
+
+Form = Literal["head", "model", "adapter"]
+
+
+class PolicyAndValue(HoldsPolicy):
+    """A policy and its value function. Called like a causal language model, it answers as its policy does.
+
+    Make it with `policy_and_value`. A new value head is zero: the first values are then 0 everywhere, so that the first
+    advantages are the rewards themselves and not noise, and no gradient of the value loss reaches a shared backbone
+    before the head has learned a direction. Its gradient is not zero, so it learns from the first step on.
+
+    Attributes:
+        policy: saved and generated with on its own.
+        value_model: of the form `model`.
+        value_head: of the forms `head` and `adapter`, float32.
+    """
+
+    value_model: nn.Module | None
+    value_head: ScalarHead | None
+
+    def __init__(self, policy: Any, form: Form, *, value_model: nn.Module | None = None):
+        super().__init__()
+        self.policy = policy
+        self.form: Form = form
+        self.value_model = value_model
+        self.value_head = None
+        if form != "model":
+            reads = base_model(policy).get_output_embeddings()
+            if reads is None:
+                raise ModelError(
+                    f"{type(base_model(policy)).__name__} has no language-model head; pass a causal model."
+                )
+            self.value_head = ScalarHead(
+                base_model(policy).config.get_text_config().hidden_size, device=reads.weight.device
+            )
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+
+    @classmethod
+    def with_head(cls, policy: Any) -> PolicyAndValue:
+        """Values by a linear map of the policy's own hidden states; on a PEFT model the policy's adapter learns from
+        both losses."""
+        prepare_for_trees(policy)
+        return cls(policy, "head")
+
+    @classmethod
+    def with_model(cls, policy: Any, value_model: nn.Module | str) -> PolicyAndValue:
+        """Values by a sequence classifier with one label, or its name or folder. Its dropout is set to zero.
+
+        Raises:
+            ModelError: several labels, no score head, or another vocabulary than the policy's.
+        """
+        model: Any = load_reward_model(value_model) if isinstance(value_model, str) else value_model
+        _check_value_model(policy, model)
+        for one in (policy, model):
+            prepare_for_trees(one)
+        disable_dropout(model)
+        return cls(policy, "model", value_model=model)
+
+    @classmethod
+    def with_adapter(cls, policy: PeftModel, config: PeftConfig | None = None) -> PolicyAndValue:
+        """Values by an adapter named `value` beside the policy's, and a head of its own.
+
+        Args:
+            config: of the new adapter; by default like the policy's, without modules that it trains whole.
+
+        Raises:
+            ModelError: a policy without adapters, or with one named `value`.
+        """
+        if not isinstance(policy, PeftModel):
+            raise ModelError(
+                f"a value function by adapter needs a policy with an adapter, and this is a {type(policy).__name__}; "
+                "pass peft_config, or take the value function 'head' or 'model'."
+            )
+        prepare_for_trees(policy)
+        add_adapter_beside(policy, VALUE_ADAPTER, config, trains=True)
+        follow_segments(policy)
+        return cls(policy, "adapter")
+
+    def forward(
+        self, *, value_at: Tensor | None = None, value_inputs: dict[str, Any] | None = None, **inputs: Any
+    ) -> Any:
+        """The policy's output; with `value_at` a pair, the policy's output and the values.
+
+        Args:
+            value_at: (targets,), the rows of the hidden states, (rows, positions) end to end, that values are read at:
+                of what the policy's head reads where the value function is a head on it, else of `value_inputs`.
+            value_inputs: what the value function reads in a pass of its own.
+            inputs: of the policy; none where values alone are wanted.
+        """
+        if value_at is None:
+            return self.policy(**inputs)
+        if value_inputs is None:
+            assert self.value_head is not None
+            with _input_of(output_head(self.policy)) as heard:
+                output = self.policy(**inputs)
+            return output, self.value_head(_rows(heard[0], value_at))
+        output = self.policy(**inputs) if inputs else None
+        return output, self._values(value_at, value_inputs)
+
+    def _values(self, value_at: Tensor, inputs: dict[str, Any]) -> Tensor:
+        model = self.policy if self.value_model is None else self.value_model
+        with_adapter = active_adapter(self.policy, VALUE_ADAPTER) if self.form == "adapter" else nullcontext()
+        without_mask = reading_trees() if "segments" in inputs else nullcontext()
+        with with_adapter, without_mask:
+            hidden = _rows(_stack(model)(**inputs).last_hidden_state, value_at)
+        head = self.value_head if self.value_model is None else score_head(self.value_model)
+        assert isinstance(head, nn.Linear)
+        return scalars(head, hidden)
+
+    # What belongs to the value function alone
+
+    def value_state_dict(self) -> dict[str, Tensor]:
+        """All that the value function has beside the policy, for a checkpoint."""
+        if self.value_model is not None:
+            return dict(self.value_model.state_dict())
+        assert self.value_head is not None
+        own = {f"value_head.{name}": tensor for name, tensor in self.value_head.state_dict().items()}
+        if self.form == "adapter":
+            own |= get_peft_model_state_dict(self.policy, adapter_name=VALUE_ADAPTER, save_embedding_layers=False)
+        return own
+
+    def load_value_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `value_state_dict` gave.
+
+        Raises:
+            ModelError: tensors of another form or size.
+        """
+        try:
+            if self.value_model is not None:
+                self.value_model.load_state_dict(tensors)
+                return
+            assert self.value_head is not None
+            head = {n.removeprefix("value_head."): t for n, t in tensors.items() if n.startswith("value_head.")}
+            self.value_head.load_state_dict(head)
+        except RuntimeError as error:
+            raise ModelError(f"these weights fit no value function of the form {self.form!r}: {error}") from error
+        others = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_head.")}
+        if self.form == "adapter":
+            set_peft_model_state_dict(self.policy, others, adapter_name=VALUE_ADAPTER)
+        elif others:
+            raise ModelError(
+                f"these weights fit no value function of the form {self.form!r}: they have {sorted(others)[0]!r}."
+            )
+
+    # What transformers' Trainer asks of a model
+
+    @property
+    def config(self) -> Any:
+        return self.policy.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.policy.dtype
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return bool(base_model(self.policy).is_gradient_checkpointing)
+
+    @property
+    def _no_split_modules(self) -> Any:
+        return base_model(self.policy)._no_split_modules
+
+    def get_input_embeddings(self) -> nn.Module:
+        return base_model(self.policy).get_input_embeddings()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        for model in self._models():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        for model in self._models():
+            model.gradient_checkpointing_disable()
+
+    def enable_input_require_grads(self) -> None:
+        for model in self._models():
+            model.enable_input_require_grads()
+
+    def _models(self) -> list[PreTrainedModel]:
+        return [base_model(one) for one in (self.policy, self.value_model) if one is not None]
+
+
+def policy_and_value(
+    policy: Any, *, value_model: nn.Module | str | PeftConfig | None = None, form: Form
+) -> PolicyAndValue:
+    """A policy with its value function, made ready to read prompt trees.
+
+    Args:
+        policy: a causal language model, or a PEFT model of one; its own module, changed in place.
+        value_model: of the form `model`, a sequence classifier with one label, its name or folder; of `adapter`, the
+            configuration of the value's adapter, or None for one like the policy's.
+        form: see the module.
+
+    Raises:
+        ConfigError: a form that there is not, or a `value_model` that does not go with it.
+        ModelError: models that do not go together.
+    """
+    match form:
+        case "head" if value_model is None:
+            return PolicyAndValue.with_head(policy)
+        case "model" if isinstance(value_model, nn.Module | str):
+            return PolicyAndValue.with_model(policy, value_model)
+        case "adapter" if value_model is None or isinstance(value_model, PeftConfig):
+            return PolicyAndValue.with_adapter(policy, value_model)
+        case "head" | "model" | "adapter":
+            wanted = {"head": "none", "model": "a sequence classifier", "adapter": "a PeftConfig, or none"}[form]
+            raise ConfigError(
+                f"the value function {form!r} takes as value_model {wanted}, and got {type(value_model).__name__}."
+            )
+        case _:
+            raise ConfigError(f"value function {form!r}: there are 'head', 'model' and 'adapter'.")
+
+
+def logprobs_and_values(
+    model: nn.Module,
+    trees: PromptTrees,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    support: Tensor | None = None,
+) -> tuple[TargetLogprobs, Tensor]:
+    """What the policy says of every target, and the value of the state before it, from one call of the module.
+
+    Args:
+        model: a `PolicyAndValue`, wrapped or not (DDP, FSDP).
+        temperature, with_entropy, support: see `token_logprobs`.
+
+    Returns:
+        The log-probabilities, and values (targets,), float32, in the unit of the rewards.
+    """
+    held = _held(model)
+    values: list[Tensor] = []
+
+    def call(**inputs: Any) -> Any:
+        # `inputs` are of the policy's layout; a value model of its own has its own
+        own: dict[str, Any] = {"value_at": _rows_before_targets(inputs, trees)}
+        if held.form != "head":
+            own = _value_call(held, trees, inputs.get("segments"))
+        output, found = model(**own, **inputs)
+        values.append(found)
+        return output
+
+    logprobs = token_logprobs(
+        model, trees, temperature=temperature, with_entropy=with_entropy, support=support, call=call
+    )
+    return logprobs, values[0]
+
+
+def token_values(model: nn.Module, trees: PromptTrees) -> Tensor:
+    """(targets,), float32: the value of the state before each target; without the head's product with the vocabulary,
+    and without the policy's pass where the value function has its own.
+
+    In training under DDP use `logprobs_and_values`: here the policy's own parameters would have no part.
+
+    Args:
+        model: a `PolicyAndValue`, wrapped or not.
+    """
+    return model(**_value_call(_held(model), trees))[1]
+
+
+def _value_call(held: PolicyAndValue, trees: PromptTrees, segments: Segments | None = None) -> dict[str, Any]:
+    """The arguments of a pass through the value function's own stack."""
+    model = held.policy if held.value_model is None else held.value_model
+    head = output_head(model) if held.value_model is None else score_head(model)
+    if not isinstance(head, TargetHead | ScoreHead):
+        _reject_second_passes(held)
+        rows = pad_out(trees, pad_token_id(model))
+        at = rows.target_rows * rows.input_ids.shape[1] + rows.target_columns
+        inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
+        return {"value_at": at, "value_inputs": inputs}
+    if segments is None:
+        segments = Segments(trees.segments, trees.num_tokens, read=trees.target_positions.unique())
+    inputs = {
+        "input_ids": trees.input_ids,
+        "position_ids": trees.position_ids,
+        "segments": segments.again(VALUE_ADAPTER if held.form == "adapter" else None),
+        "use_cache": False,
+    }
+    return {"value_at": trees.target_positions, "value_inputs": inputs}
+
+
+def _rows_before_targets(inputs: dict[str, Any], trees: PromptTrees) -> Tensor:
+    """(targets,): where, of what the policy's head reads, the hidden state before each target lies."""
+    if "logits_to_keep" in inputs:  # positions in order, each once
+        return torch.searchsorted(inputs["logits_to_keep"], trees.target_positions)
+    # padded: a row a sequence
+    return trees.sequence_ids * inputs["input_ids"].shape[1] + trees.position_ids[0, trees.target_positions]
+
+
+def _rows(hidden: Tensor, at: Tensor) -> Tensor:
+    """(targets, hidden), by index_select, whose gradient adds up rows that several targets share in a fixed order."""
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, at)
+
+
+def _stack(model: nn.Module) -> nn.Module:
+    """A transformers model without its head."""
+    return base_model(model).base_model
+
+
+@contextmanager
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module reads while this lasts."""
+    heard: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    try:
+        yield heard
+    finally:
+        hook.remove()
+
+
+def _held(model: nn.Module) -> PolicyAndValue:
+    held = unwrapped(model)
+    if not isinstance(held, PolicyAndValue):
+        raise TypeError(f"values need a PolicyAndValue, and this is a {type(held).__name__}; see policy_and_value.")
+    return held
+
+
+def _reject_second_passes(held: PolicyAndValue) -> None:
+    if held.form == "adapter" and held.training and held.is_gradient_checkpointing:
+        raise ModelError(
+            f"{type(base_model(held.policy)).__name__} takes padded rows, whose checkpointed layers do not know which "
+            "adapter was at work; set gradient_checkpointing=False, or take the value function 'head' or 'model'."
+        )
+
+
+def _check_value_model(policy: Any, model: Any) -> None:
+    config = getattr(base_model(model), "config", None)
+    if config is None or not isinstance(score_head(model), nn.Linear):
+        raise ModelError(
+            f"{type(model).__name__} is no value model: it takes a sequence classifier of transformers on a decoder, "
+            "with a linear 'score' head."
+        )
+    if config.num_labels != 1:
+        raise ModelError(
+            f"a value model has one label; this {type(model).__name__} has num_labels={config.num_labels}."
+        )
+    sizes = [base_model(one).get_input_embeddings().num_embeddings for one in (policy, model)]
+    if sizes[1] < sizes[0]:
+        raise ModelError(
+            f"the value model embeds {sizes[1]} tokens and the policy {sizes[0]}, so that it cannot read what the "
+            "policy writes; train it from a model with the policy's tokenizer."
+        )
