@@ -7,6 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tuneline.data.formats import (
+        apply_chat_template,
+        extract_prompt,
+        is_conversational,
+        is_conversational_from_value,
+        maybe_apply_chat_template,
+        maybe_convert_to_chatml,
+        maybe_extract_prompt,
+        maybe_unpair_preference_dataset,
+        unpair_preference_dataset,
+    )
+    from tuneline.data.mixtures import DatasetMixtureConfig, ScriptArguments, get_dataset
+    from tuneline.data.multimodal import prepare_multimodal_messages
+    from tuneline.data.packing import pack_dataset, truncate_dataset
     from tuneline.trainers.dpo import DPOTrainer
     from tuneline.trainers.dpo_config import DPOConfig
     from tuneline.trainers.grpo import GRPOTrainer
@@ -23,6 +37,7 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "DPOConfig": "tuneline.trainers.dpo_config",
     "DPOTrainer": "tuneline.trainers.dpo",
+    "DatasetMixtureConfig": "tuneline.data.mixtures",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
     "RLOOConfig": "tuneline.trainers.rloo_config",
@@ -31,11 +46,26 @@ _HOME_OF = {
     "RewardTrainer": "tuneline.trainers.reward",
     "SFTConfig": "tuneline.trainers.sft_config",
     "SFTTrainer": "tuneline.trainers.sft",
+    "ScriptArguments": "tuneline.data.mixtures",
+    "apply_chat_template": "tuneline.data.formats",
+    "extract_prompt": "tuneline.data.formats",
+    "get_dataset": "tuneline.data.mixtures",
+    "is_conversational": "tuneline.data.formats",
+    "is_conversational_from_value": "tuneline.data.formats",
+    "maybe_apply_chat_template": "tuneline.data.formats",
+    "maybe_convert_to_chatml": "tuneline.data.formats",
+    "maybe_extract_prompt": "tuneline.data.formats",
+    "maybe_unpair_preference_dataset": "tuneline.data.formats",
+    "pack_dataset": "tuneline.data.packing",
+    "prepare_multimodal_messages": "tuneline.data.multimodal",
+    "truncate_dataset": "tuneline.data.packing",
+    "unpair_preference_dataset": "tuneline.data.formats",
 }
 
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "DatasetMixtureConfig",
     "GRPOConfig",
     "GRPOTrainer",
     "RLOOConfig",
@@ -44,7 +74,21 @@ __all__ = [
     "RewardTrainer",
     "SFTConfig",
     "SFTTrainer",
+    "ScriptArguments",
     "__version__",
+    "apply_chat_template",
+    "extract_prompt",
+    "get_dataset",
+    "is_conversational",
+    "is_conversational_from_value",
+    "maybe_apply_chat_template",
+    "maybe_convert_to_chatml",
+    "maybe_extract_prompt",
+    "maybe_unpair_preference_dataset",
+    "pack_dataset",
+    "prepare_multimodal_messages",
+    "truncate_dataset",
+    "unpair_preference_dataset",
 ]
 
 

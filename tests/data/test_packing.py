@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
 
-from tuneline.data.packing import pack_dataset, pack_table
+from tuneline.data.packing import pack_dataset, pack_table, truncate_dataset
 from tuneline.errors import ConfigError, DataError
 
 SHORT = [[1, 2, 3], [4, 5, 6, 7], [8]]
@@ -102,3 +102,25 @@ def test_what_cannot_be_packed_is_refused():
         pack_table(pa.table({"input_ids": SHORT, "id": [1, 2, 3]}), 4, "bfd")
     with pytest.raises(DataError, match="in row 1 'input_ids' has 4 entries and 'is_target' has 1"):
         pack_table(pa.table({"input_ids": SHORT, "is_target": [[1, 1, 1], [1], [1]]}), 4, "bfd")
+
+
+def test_truncating_cuts_the_lists_and_leaves_the_rest():
+    dataset = Dataset.from_dict({"input_ids": SHORT, "mask": [[1, 0, 1], [1, 1, 0, 0], [1]], "id": [1, 2, 3]})
+    expected = {"input_ids": [[1, 2], [4, 5], [8]], "mask": [[1, 0], [1, 1], [1]], "id": [1, 2, 3]}
+    assert truncate_dataset(dataset, 2)[:] == expected
+    assert truncate_dataset(DatasetDict({"train": dataset}), 2, map_kwargs={"batch_size": 1})["train"][:] == expected
+    assert list(truncate_dataset(dataset.to_iterable_dataset(), 2)) == dataset.from_dict(expected).to_list()
+    with pytest.raises(ConfigError, match="max_length=0 leaves nothing"):
+        truncate_dataset(dataset, 0)
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+def test_rows_are_packed_as_by_trl(strategy):
+    trl = pytest.importorskip("trl")
+    draw = random.Random(7)
+    rows = [[draw.randrange(99) for _ in range(draw.randrange(30))] for _ in range(300)]
+    theirs = trl.pack_dataset(Dataset.from_dict({"input_ids": rows}), 16, strategy, {"num_proc": None})
+    ids, lengths = packed(rows, 16, strategy)
+    assert ids == theirs["input_ids"][:]
+    if strategy != "wrapped":  # there TRL does not tell the sequences of a row apart
+        assert lengths == theirs["seq_lengths"][:]

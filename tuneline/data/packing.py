@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,9 @@ STRATEGIES = ("bfd", "bfd_split", "wrapped")
 _ROWS_AT_ONCE = 10_000
 
 
-def pack_dataset(dataset: DatasetT, seq_length: int, strategy: str = "bfd", num_proc: int | None = None) -> DatasetT:
+def pack_dataset(
+    dataset: DatasetT, seq_length: int, strategy: str = "bfd", map_kwargs: dict[str, Any] | None = None
+) -> DatasetT:
     """Rows of at most `seq_length` tokens, with `seq_lengths`: the lengths of the sequences in each.
 
     Every column has to hold lists, one entry a token; they stay aligned. Empty rows go.
@@ -33,6 +36,7 @@ def pack_dataset(dataset: DatasetT, seq_length: int, strategy: str = "bfd", num_
         strategy: `bfd`, best fit decreasing (Ding et al. 2024, arXiv:2404.10830), cuts what is longer than a row and
             drops the rest; `bfd_split` packs the rest as sequences of their own; `wrapped` lays all rows end to end
             and cuts.
+        map_kwargs: further arguments of `datasets`' map, such as `num_proc`.
 
     Raises:
         ConfigError: an unknown strategy, or a length below one.
@@ -43,13 +47,38 @@ def pack_dataset(dataset: DatasetT, seq_length: int, strategy: str = "bfd", num_
     if seq_length is None or seq_length < 1:
         raise ConfigError(f"Packing needs rows of at least one token; max_length={seq_length} does not say how many.")
     if isinstance(dataset, DatasetDict):
-        return DatasetDict({name: pack_dataset(part, seq_length, strategy, num_proc) for name, part in dataset.items()})
-    options = {} if isinstance(dataset, IterableDataset) else {"num_proc": num_proc, "desc": "Packing"}
+        parts = {name: pack_dataset(part, seq_length, strategy, map_kwargs) for name, part in dataset.items()}
+        return DatasetDict(parts)
+    options = {"batch_size": _ROWS_AT_ONCE} | ({} if isinstance(dataset, IterableDataset) else {"desc": "Packing"})
     arguments = {"seq_length": seq_length, "strategy": strategy}
-    packed = dataset.with_format("arrow").map(
-        pack_table, batched=True, batch_size=_ROWS_AT_ONCE, fn_kwargs=arguments, **options
-    )
-    return packed.with_format(None)
+    return _map_tables(dataset, pack_table, arguments, options | (map_kwargs or {}))
+
+
+def truncate_dataset(dataset: DatasetT, max_length: int, map_kwargs: dict[str, Any] | None = None) -> DatasetT:
+    """Every list of every column cut to its first `max_length` entries; columns that hold no lists stay.
+
+    Raises:
+        ConfigError: a length below one.
+    """
+    if max_length < 1:
+        raise ConfigError(f"max_length={max_length} leaves nothing of any row; give one of at least 1.")
+    return _map_tables(dataset, truncate_table, {"max_length": max_length}, map_kwargs or {})
+
+
+def truncate_table(rows: pa.Table, max_length: int) -> pa.Table:
+    """One table cut as `truncate_dataset` says."""
+    columns = [pc.list_slice(column, 0, max_length) if _is_list(column) else column for column in rows.columns]
+    return pa.table(columns, names=rows.column_names)
+
+
+def _map_tables(
+    dataset: DatasetT, function: Callable[..., pa.Table], arguments: dict[str, Any], options: dict[str, Any]
+) -> DatasetT:
+    return dataset.with_format("arrow").map(function, batched=True, fn_kwargs=arguments, **options).with_format(None)
+
+
+def _is_list(column: pa.Array | pa.ChunkedArray) -> bool:
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
 
 
 def pack_table(rows: pa.Table, seq_length: int, strategy: str) -> pa.Table:
@@ -86,7 +115,7 @@ def _common_lengths(names: list[str], columns: list[pa.Array]) -> np.ndarray:
     """(rows,): the number of entries of each row, the same in all columns."""
     first = None
     for name, column in zip(names, columns, strict=True):
-        if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        if not _is_list(column):
             raise DataError(f"Packing needs lists in every column; {name!r} holds {column.type}. Remove it.")
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         if first is None:
