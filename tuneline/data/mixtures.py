@@ -58,9 +58,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ConfigError(
-                f"datasets: {self.path!r} has fraction={self.fraction}; a share is above 0 and at most 1."
-            )
+            raise ConfigError(f"datasets: {self.path!r} has fraction={self.fraction}; a share is in (0, 1].")
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise ConfigError(f"datasets: {self.path!r} has weight={self.weight}; a weight is a number above 0.")
 
