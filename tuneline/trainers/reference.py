@@ -17,20 +17,18 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tuneline.errors import ConfigError
 from tuneline.logprobs import token_logprobs
-from tuneline.models.layouts import prepare_for_trees
+from tuneline.models.adapters import REFERENCE_ADAPTER, active_adapter, adapters_off, add_adapter_beside
+from tuneline.models.layouts import policy_of, prepare_for_trees
 from tuneline.trees import PromptTrees
-
-REFERENCE_ADAPTER = "ref"
 
 
 def add_reference_adapter(model: PeftModel) -> None:
     """Keep a frozen copy of the adapter that training goes on from: the reference is the model as it came."""
     active = model.active_adapter
-    model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
+    add_adapter_beside(model, REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]), trains=False)
     for name, parameter in list(model.named_parameters()):
         if f".{active}." in name:
             model.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}.")).data.copy_(parameter.data)
-    model.set_adapter(active)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -56,9 +54,8 @@ class Reference:
         """(targets,), float32; see `token_logprobs`."""
         if self.model is not None:
             return token_logprobs(self.model, trees, temperature=temperature, support=support).logprobs
-        policy = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
-        with _as_reference(policy):
-            wrapped = self.trainer.model_wrapped
+        wrapped = self.trainer.model_wrapped
+        with _as_reference(policy_of(wrapped)):
             return token_logprobs(wrapped, trees, temperature=temperature, support=support).logprobs
 
 
@@ -67,16 +64,9 @@ def _as_reference(policy: PeftModel) -> Iterator[None]:
     was_training = policy.training
     policy.eval()
     try:
-        if REFERENCE_ADAPTER in policy.peft_config:
-            active = policy.active_adapter
-            policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
-            try:
-                yield
-            finally:
-                policy.set_adapter(active)
-        else:
-            with policy.disable_adapter():
-                yield
+        has_own = REFERENCE_ADAPTER in policy.peft_config
+        with active_adapter(policy, REFERENCE_ADAPTER) if has_own else adapters_off(policy):
+            yield
     finally:
         policy.train(was_training)
 
@@ -103,7 +93,7 @@ class SyncReference(TrainerCallback):
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
-            policy = self.accelerator.unwrap_model(model)
+            policy = policy_of(self.accelerator.unwrap_model(model))
             torch._foreach_lerp_(list(self.reference.parameters()), list(policy.parameters()), self.alpha)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
