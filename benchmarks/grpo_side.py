@@ -9,23 +9,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from typing import Any
 from zlib import crc32
 
-from benchmarks.measure import Measurement
-from benchmarks.phases import Phases
+from benchmarks.phases import PhasedMeasurement
 from benchmarks.rollouts import EngineOfLengths, Script, generate_of_lengths
 
 
-class GRPOMeasurement(Measurement):
-    """Times the phases too, from the end of the first step, which warms up, to the end of the last."""
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.phases = Phases()
-        self._at_step_ends: list[tuple[float, dict[str, float], dict[str, float]]] = []
-
+class GRPOMeasurement(PhasedMeasurement):
     @property
     def training_arguments(self) -> dict[str, Any]:
         w = self.workload
@@ -36,21 +27,9 @@ class GRPOMeasurement(Measurement):
             "shuffle_dataset": False,
         }
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        p = self.phases
-        self._at_step_ends.append((time.process_time(), dict(p.seconds), dict(p.processor_seconds)))
-
     def measured(self, log_history: list[dict[str, float]]) -> dict[str, Any]:
-        found = super().measured(log_history)
-        (processor_before, *before), (processor, *after) = self._at_step_ends[0], self._at_step_ends[-1]
-        found["processor_seconds"] = processor - processor_before
-        totals = {"phases": "loop_seconds", "processor_phases": "processor_seconds"}
-        for (name, total), first, last in zip(totals.items(), before, after, strict=True):
-            found[name] = {phase: seconds - first.get(phase, 0.0) for phase, seconds in last.items()}
-            found[name]["all else"] = found[total] - sum(found[name].values())
         steps = [line for line in log_history if "loss" in line]
-        return found | {
+        return super().measured(log_history) | {
             "entropies": [line.get("entropy", math.nan) for line in steps],
             "mean_lengths": [line["completions/mean_length"] for line in steps],
         }

@@ -72,6 +72,9 @@ class Measurement(TrainerCallback):
         forget_peak_memory()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.end_step()
+
+    def end_step(self) -> None:
         self.step_ends.append(time.perf_counter())
         self.waited.append(seconds_waited())
 
@@ -85,6 +88,14 @@ class Measurement(TrainerCallback):
 
     def measured(self, log_history: list[dict[str, float]]) -> dict[str, Any]:
         steps = [line for line in log_history if "loss" in line]
+        return self.measured_times() | {
+            "losses": [line["loss"] for line in steps],
+            "grad_norms": [line["grad_norm"] for line in steps],
+            "num_tokens": steps[-1]["num_tokens"] - steps[0]["num_tokens"],
+        }
+
+    def measured_times(self) -> dict[str, Any]:
+        """Times and memory, which no log has."""
         return {
             "loop_seconds": self.step_ends[-1] - self.step_ends[0],
             "waited": (self.waited[-1] - self.waited[0]) / (self.step_ends[-1] - self.step_ends[0]),
@@ -93,9 +104,6 @@ class Measurement(TrainerCallback):
             "setup_seconds": self.train_begun - self.begun,
             "peak_memory": self.peak_memory,
             "memory_before": self.memory_before,
-            "losses": [line["loss"] for line in steps],
-            "grad_norms": [line["grad_norm"] for line in steps],
-            "num_tokens": steps[-1]["num_tokens"] - steps[0]["num_tokens"],
             "num_threads": torch.get_num_threads(),
         }
 

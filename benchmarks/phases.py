@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.measure import Measurement
+
 
 class Phases:
     """Seconds by phase, of the clock and of the processor (all threads). A phase in another is taken out of it."""
@@ -41,3 +43,27 @@ class Phases:
                 return call(*args, **kwargs)
 
         setattr(owner, method, timed_call)
+
+
+class PhasedMeasurement(Measurement):
+    """Times the phases too, from the end of the first step, which warms up, to the end of the last."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.phases = Phases()
+        self._at_step_ends: list[tuple[float, dict[str, float], dict[str, float]]] = []
+
+    def end_step(self) -> None:
+        super().end_step()
+        p = self.phases
+        self._at_step_ends.append((time.process_time(), dict(p.seconds), dict(p.processor_seconds)))
+
+    def measured_times(self) -> dict[str, Any]:
+        found = super().measured_times()
+        (processor_before, *before), (processor, *after) = self._at_step_ends[0], self._at_step_ends[-1]
+        found["processor_seconds"] = processor - processor_before
+        totals = {"phases": "loop_seconds", "processor_phases": "processor_seconds"}
+        for (name, total), first, last in zip(totals.items(), before, after, strict=True):
+            found[name] = {phase: seconds - first.get(phase, 0.0) for phase, seconds in last.items()}
+            found[name]["all else"] = found[total] - sum(found[name].values())
+        return found
