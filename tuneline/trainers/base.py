@@ -147,7 +147,7 @@ class BaseTrainer(Trainer):
         finally:
             self.mode = "train"
         prefix = kwargs.get("metric_key_prefix", "eval")
-        exact = self.metrics["eval"].flush(self.accelerator) | {"num_tokens": self.state.num_input_tokens_seen}
+        exact = self.flush_metrics("eval") | {"num_tokens": self.state.num_input_tokens_seen}
         output.metrics.update({f"{prefix}_{name}": value for name, value in exact.items()})
         return output
 
@@ -167,11 +167,15 @@ class BaseTrainer(Trainer):
         """Add to the metrics of the current mode; see `Metrics.add`."""
         self.metrics[self.mode].add(values, counted=self._counted)
 
+    def flush_metrics(self, mode: Mode) -> dict[str, float]:
+        """What was recorded since the last call, over all processes; a method may add what follows from it."""
+        return self.metrics[mode].flush(self.accelerator)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self.state.num_input_tokens_seen += int(self._new_tokens)
             self._new_tokens = torch.zeros_like(self._new_tokens)
-            logs.update(self.metrics["train"].flush(self.accelerator))
+            logs.update(self.flush_metrics("train"))
             logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 

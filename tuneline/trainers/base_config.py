@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from tuneline.errors import ConfigError
+
 
 @dataclass
 class BaseConfig(TrainingArguments):
@@ -54,3 +56,44 @@ class BaseConfig(TrainingArguments):
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs: dict[str, Any] | str | None = {"use_reentrant": False}
         super().__post_init__()
+
+
+@dataclass
+class OfflineConfig(BaseConfig):
+    """What the methods share that train a policy on completions written before."""
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
+    beta: float = field(default=0.1, metadata={"help": "Scale of the implicit rewards."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta <= 0:
+            raise ConfigError(f"beta={self.beta} must be above 0; TRL's default is {type(self).beta}.")
+
+
+@dataclass
+class ReferenceConfig(OfflineConfig):
+    """What the methods share that hold the policy near a reference."""
+
+    beta: float = field(default=0.1, metadata={"help": "Strength of the pull towards the reference."})
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "Ask the reference once, before training, and free it."}
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows a forward pass of the precomputation. None: the training batch size."}
+    )
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Move the reference towards the policy (TR-DPO, arXiv:2404.09656)."}
+    )
+    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "The policy's share in a moved reference."})
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Optimizer steps between two moves of the reference."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ConfigError(
+                "sync_ref_model=True moves the reference, so precompute_ref_log_probs=True cannot hold; drop one."
+            )

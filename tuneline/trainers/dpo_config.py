@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from tuneline.errors import ConfigError
 from tuneline.losses.preference import SORTING_LOSS_TYPES, check_preference_options
-from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.base_config import ReferenceConfig
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -17,22 +17,14 @@ FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverg
 
 
 @dataclass
-class DPOConfig(BaseConfig):
+class DPOConfig(ReferenceConfig):
     """Options of `DPOTrainer`: names and defaults of TRL 1.16."""
 
-    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
-    disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     truncation_mode: Literal["keep_start", "keep_end"] = field(
         default="keep_start", metadata={"help": "Which end of a sequence over max_length is kept."}
     )
     padding_free: bool = field(
         default=False, metadata={"help": "Accepted from TRL's configurations; rows of prompt trees have no padding."}
-    )
-    precompute_ref_log_probs: bool = field(
-        default=False, metadata={"help": "Ask the reference once, before training, and free it."}
-    )
-    precompute_ref_batch_size: int | None = field(
-        default=None, metadata={"help": "Pairs a forward pass of the precomputation. None: the training batch size."}
     )
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
@@ -51,18 +43,10 @@ class DPOConfig(BaseConfig):
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Assumed share of pairs labelled the wrong way round."}
     )
-    beta: float = field(default=0.1, metadata={"help": "Strength of the pull towards the reference."})
     use_weighting: bool = field(
         default=False, metadata={"help": "Weigh pairs by the policy's probability (WPO, arXiv:2406.11827)."}
     )
     discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of discopop's blend (arXiv:2406.08414)."})
-    sync_ref_model: bool = field(
-        default=False, metadata={"help": "Move the reference towards the policy (TR-DPO, arXiv:2404.09656)."}
-    )
-    ref_model_mixup_alpha: float = field(default=0.6, metadata={"help": "The policy's share in a moved reference."})
-    ref_model_sync_steps: int = field(
-        default=512, metadata={"help": "Optimizer steps between two moves of the reference."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +75,3 @@ class DPOConfig(BaseConfig):
                 raise ConfigError(str(error)) from error
         if self.use_weighting and set(self.loss_type) & set(SORTING_LOSS_TYPES):
             raise ConfigError("use_weighting=True does not go with the aot losses, which sort the pairs of a batch.")
-        if self.sync_ref_model and self.precompute_ref_log_probs:
-            raise ConfigError(
-                "sync_ref_model=True moves the reference, so precompute_ref_log_probs=True cannot hold; drop one."
-            )
