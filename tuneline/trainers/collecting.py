@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tuneline.advantages import combine_rewards, has_spread
 from tuneline.environments import Interaction
-from tuneline.logprobs import token_logprobs
 from tuneline.models.layouts import policy_of
 from tuneline.rewards.calling import Pending, RewardFunctions, Scores
 from tuneline.rollout.protocol import RolloutEngine
@@ -100,21 +99,15 @@ class Collector:
         # Not DDP's wrapper, which would wait for the other processes: in evaluation they may have less to score.
         policy = self.trainer.model_wrapped if self.trainer.is_deepspeed_enabled else self.trainer.model
         was_training = policy.training
-        size = self.trainer.args.per_device_train_batch_size
-        needs_old, reference = self.trainer.needs_old_logprobs, self.trainer.reference
+        size, reference = self.trainer.scoring_batch_size, self.trainer.reference
         policy.eval()
-        for start in range(0, len(scored), size) if needs_old or reference is not None else ():
+        for start in range(0, len(scored), size) if self.trainer.needs_old_logprobs or reference is not None else ():
             chunk = scored[start : start + size]
             rollouts = [one.rollout for one in chunk]
             trees, support = lay_out_rollouts(rollouts).to(self.trainer.args.device), support_of(rollouts)
             support = None if support is None else support.to(self.trainer.args.device)
-            answers: dict[str, Tensor] = {}
             with self.trainer.compute_loss_context_manager():
-                if needs_old:
-                    found = token_logprobs(
-                        policy, trees, temperature=self.trainer.sampling.temperature, with_entropy=True, support=support
-                    )
-                    answers |= {"old_logprobs": found.logprobs, "old_entropies": found.entropies}
+                answers = self.trainer.ask_policy(policy, trees, support)
                 if reference is not None:
                     answers["ref_logprobs"] = reference.logprobs(trees, self.trainer.sampling.temperature, support)
             bounds = [one.num_targets for one in chunk]
@@ -148,7 +141,8 @@ class Collector:
                 {f"rewards/{name}/mean": column[~column.isnan()], f"rewards/{name}/std": _deviation(column)}
             )
         self.trainer.record({"reward": total[~total.isnan()], "reward_std": _deviation(total)})
-        self.trainer.record({"frac_reward_zero_std": (~has_spread(total, group_ids)).float()})
+        if len(group_ids.unique()) < len(group_ids):
+            self.trainer.record({"frac_reward_zero_std": (~has_spread(total, group_ids)).float()})
 
     def counts(self, num_own: int) -> list[int]:
         """How many rows each process has."""

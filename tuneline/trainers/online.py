@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,22 +22,24 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError, DataError
+from tuneline.logprobs import token_logprobs
 from tuneline.metrics import Recorded
 from tuneline.models.layouts import base_model
 from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
-from tuneline.rewards.calling import RewardFunctions, Scores
+from tuneline.rewards.calling import Scores
 from tuneline.rollout.protocol import RolloutEngine, rollout_seed
 from tuneline.rollout.stopping import stop_token_ids
-from tuneline.rollout.transformers_engine import TransformersEngine
 from tuneline.trainers.base import BaseTrainer, Rows, default_args, ready_tokenizer, reject_prompt_learning
 from tuneline.trainers.collecting import Collector
 from tuneline.trainers.completions_log import CompletionsLog, RolloutTable, rollout_table
 from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout, make_experience
 from tuneline.trainers.online_config import OnlineConfig
+from tuneline.trainers.online_inputs import check_rows, default_engine, reward_functions
 from tuneline.trainers.online_state import OnlineState
 from tuneline.trainers.prompts import RepeatedStream, RepeatSampler
 from tuneline.trainers.reference import Reference, SyncReference, add_reference_adapter, frozen_copy
+from tuneline.trees import PromptTrees
 
 RolloutListener = Callable[[int, RolloutTable], None]
 
@@ -54,6 +57,7 @@ class OnlineTrainer(BaseTrainer):
         rollout_func: makes the rollouts instead of the engine.
         rollout_engine: draws completions, from log-probabilities of its own that GRPO corrects for; None for the model
             itself, or vLLM where the configuration says so.
+        ref_model: the reference policy; None for the policy as it comes.
 
     Raises:
         ConfigError, DataError, ModelError: before any training.
@@ -79,6 +83,7 @@ class OnlineTrainer(BaseTrainer):
         rollout_engine: RolloutEngine | None = None,
         rollout_func: RolloutFunction | None = None,
         make_interaction: Callable[[Any, Sequence[int]], Interaction] | None = None,
+        ref_model: PreTrainedModel | None = None,
     ):
         args = default_args(self.config_class, model, self.method) if args is None else args
         if isinstance(model, str):
@@ -92,13 +97,14 @@ class OnlineTrainer(BaseTrainer):
         reject_prompt_learning(policy)
         if args.disable_dropout:
             disable_dropout(policy)
-        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _check_rows(name, rows)
+        train_dataset = self.ready_rows("train_dataset", train_dataset, tokenizer)
+        eval_dataset = self.ready_rows("eval_dataset", eval_dataset, tokenizer)
         self.sampling = args.sampling(stop_token_ids(base_model(policy), tokenizer))
         interaction = None if make_interaction is None else make_interaction(tokenizer, self.sampling.stop_token_ids)
-        self.rewards = _reward_functions(reward_funcs, reward_processing_classes, interaction, args)
-        ref_model = None
-        if args.beta:
+        self.rewards = reward_functions(reward_funcs, reward_processing_classes, interaction, args)
+        if ref_model is not None and ref_model is model:
+            raise ConfigError("model and ref_model are one object, which would train; leave ref_model out for a copy.")
+        if args.beta and ref_model is None:
             if continues_adapter:
                 add_reference_adapter(policy)
             elif not isinstance(policy, PeftModel):
@@ -114,7 +120,7 @@ class OnlineTrainer(BaseTrainer):
         self._recorded: set[str] = set()
         self.step_num_items = self.step_num_targets = torch.ones(())
         super().__init__(
-            model=policy,
+            model=self.trained_module(policy),
             args=args,
             data_collator=list,
             train_dataset=train_dataset,
@@ -132,7 +138,7 @@ class OnlineTrainer(BaseTrainer):
                 )
             )
         self.add_callback(OnlineState(self))
-        engine = rollout_engine or self._default_engine()
+        engine = rollout_engine or default_engine(self)
         self.collector = Collector(self, engine, self.rewards, interaction, rollout_func)
         if args.log_completions:
             self.add_rollout_listener(CompletionsLog(args))
@@ -152,6 +158,28 @@ class OnlineTrainer(BaseTrainer):
         `scored` are this process's."""
         raise NotImplementedError
 
+    def trained_module(self, policy: Any) -> nn.Module:
+        """What is trained: the policy, or a module that holds it."""
+        return policy
+
+    def ready_rows(self, name: str, rows: Any, tokenizer: Any) -> Any:
+        """Rows with a `prompt` each; raises DataError where they have none."""
+        check_rows(name, rows)
+        return rows
+
+    def ask_policy(self, policy: nn.Module, trees: PromptTrees, support: Tensor | None) -> dict[str, Tensor]:
+        """Each (targets,): what credit or losses need to know of the policy that drew, before it is trained."""
+        if not self.needs_old_logprobs:
+            return {}
+        temperature = self.sampling.temperature
+        found = token_logprobs(policy, trees, temperature=temperature, with_entropy=True, support=support)
+        return {"old_logprobs": found.logprobs, "old_entropies": found.entropies}
+
+    @property
+    def scoring_batch_size(self) -> int:
+        """Completions that a model is asked about at once."""
+        return self.args.per_device_train_batch_size
+
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether the policy that drew is asked again before training: not where it is the one that trains."""
@@ -170,6 +198,12 @@ class OnlineTrainer(BaseTrainer):
 
     def load_algorithm_state(self, numbers: dict[str, Any]) -> None:
         """Take back what `algorithm_state` gave."""
+
+    def save_algorithm_weights(self, folder: Path) -> None:
+        """Write weights that belong to the algorithm alone, for a checkpoint; called on every process."""
+
+    def load_algorithm_weights(self, folder: Path) -> None:
+        """Take back what `save_algorithm_weights` wrote."""
 
     # Metrics
 
@@ -204,11 +238,16 @@ class OnlineTrainer(BaseTrainer):
         batches: list[Experience] = []
         for number, (_, rows) in enumerate(zip(range(num_batches), epoch_iterator, strict=False)):
             if not self.queue:
-                a = self.args
-                experiences = self.collect(rows, a.num_batches_a_generation, a.num_generations, (number,))
-                self.queue.extend(one for _ in range(a.num_iterations) for one in experiences)
+                scored = self.collect(rows, self.args.num_generations, (number,))
+                self.queue.extend(self.micro_batches(scored, (number,)))
             batches.append(self.queue.popleft().to(device))
         return batches, self.count_batches(batches, device)
+
+    def micro_batches(self, scored: list[ScoredRollout], key: tuple[Any, ...]) -> list[Experience]:
+        """A generation as the micro-batches of all passes over it; `key` as in `collect`."""
+        size = max(1, -(-len(scored) // self.args.num_batches_a_generation))
+        one_pass = [make_experience(scored[start : start + size]) for start in range(0, len(scored), size)]
+        return one_pass * self.args.num_iterations
 
     def count_batches(self, batches: list[Any], device: torch.device) -> Tensor:
         """The items of an optimizer step, over all processes."""
@@ -223,10 +262,8 @@ class OnlineTrainer(BaseTrainer):
         return self.step_num_items
 
     @torch.no_grad()
-    def collect(
-        self, rows: list[dict[str, Any]], num_batches: int, group_size: int, key: tuple[Any, ...]
-    ) -> list[Experience]:
-        """Rollouts of these rows, rewarded and scored, as micro-batches.
+    def collect(self, rows: list[dict[str, Any]], group_size: int, key: tuple[Any, ...]) -> list[ScoredRollout]:
+        """Rollouts of these rows, rewarded and scored.
 
         Args:
             rows: those of this process, the rows of a group behind one another.
@@ -266,8 +303,7 @@ class OnlineTrainer(BaseTrainer):
             if self.is_world_process_zero():
                 for listener in self.listeners:
                     listener(self.state.global_step, table)
-        size = max(1, -(-len(scored) // num_batches))
-        return [make_experience(scored[start : start + size]) for start in range(0, len(scored), size)]
+        return scored
 
     @property
     def _may_replace(self) -> bool:
@@ -295,9 +331,10 @@ class OnlineTrainer(BaseTrainer):
         self._num_evaluated += 1
         self.collector.note_columns(inputs)
         group_size = self.args.completions_a_prompt_in_evaluation
-        found = self.collect(rows, 1, group_size, ("evaluation", self._num_evaluated))
+        scored = self.collect(rows, group_size, ("evaluation", self._num_evaluated))
         loss = torch.zeros((), device=self.args.device)
-        for experience in (one.to(self.args.device) for one in found):  # one, or none where there are no rows
+        if scored:
+            experience = make_experience(scored).to(self.args.device)
             num_items = torch.as_tensor(self.num_items(experience)).clamp(min=1)
             self.step_num_items, self.step_num_targets = num_items, experience.num_targets.clamp(min=1)
             self.count_step([experience])
@@ -353,47 +390,3 @@ class OnlineTrainer(BaseTrainer):
         if not len(sampler):
             raise DataError(f"the dataset has {len(rows)} rows, and a generation asks {num_prompts}; lower the batch.")
         return self.accelerator.prepare(DataLoader(rows, sampler=sampler, **options))
-
-    def _default_engine(self) -> RolloutEngine:
-        if self.args.use_vllm:
-            from tuneline.rollout.vllm_config import make_vllm_engine
-
-            longest = self.args.max_length or self.args.max_completion_length + 1
-            return make_vllm_engine(self.args, self.model, self.processing_class, min_length=longest)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "the transformers engine draws with the model in training, whose weights are spread over processes "
-                "here; set use_vllm=True, or train with DDP."
-            )
-        return TransformersEngine(self.model, max_cached_tokens=self.args.generation_tokens)
-
-
-def _reward_functions(functions: Any, tokenizers: Any, interaction: Interaction | None, args: Any) -> RewardFunctions:
-    functions = list(functions) if isinstance(functions, list | tuple) else [] if functions is None else [functions]
-    own = [] if interaction is None else interaction.reward_functions
-    if not functions and not own:
-        raise ConfigError("there is nothing to reward with; pass reward_funcs, or environments that have get_reward.")
-    weights = args.reward_weights
-    if weights is not None and len(weights) != len(functions):
-        raise ConfigError(f"reward_weights has {len(weights)} values for {len(functions)} reward_funcs; give one each.")
-    if isinstance(tokenizers, list | tuple):
-        tokenizers = [*tokenizers, *[None] * len(own)]
-    return RewardFunctions(
-        [*functions, *own],
-        weights=None if weights is None else [*weights, *[1.0] * len(own)],
-        tokenizers=tokenizers,
-        timeout=args.reward_timeout,
-        on_error=args.on_reward_error,
-    )
-
-
-def _check_rows(name: str, rows: Any) -> None:
-    if isinstance(rows, dict):
-        for key, part in rows.items():
-            _check_rows(f"{name}[{key!r}]", part)
-    elif rows is not None:
-        if not isinstance(rows, Dataset | IterableDataset):
-            raise DataError(f"{name} is a {type(rows).__name__}; pass a datasets.Dataset or IterableDataset.")
-        names = rows.column_names
-        if names is not None and "prompt" not in names:
-            raise DataError(f"{name} has the columns {names} and no 'prompt'; rename the one that holds the prompts.")

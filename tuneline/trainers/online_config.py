@@ -20,6 +20,7 @@ class OnlineConfig(BaseConfig):
         "generation_kwargs",
         "chat_template_kwargs",
     ]
+    _least_generations: ClassVar[int] = 2  # a completion is compared with others of its prompt
 
     learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate."})
     remove_unused_columns: bool | None = field(
@@ -131,9 +132,13 @@ class OnlineConfig(BaseConfig):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))
         self._settle_generation_batch()
-        for name, least in (("num_iterations", 1), ("max_completion_length", 1), ("num_generations", 2)):
+        for name, least in (
+            ("num_iterations", 1),
+            ("max_completion_length", 1),
+            ("num_generations", self._least_generations),
+        ):
             if getattr(self, name) < least:
-                reason = "; a group needs others to compare with" if name == "num_generations" else ""
+                reason = "; a group needs others to compare with" if name == "num_generations" and least > 1 else ""
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}{reason}.")
         if self.auto_find_batch_size:
             raise ConfigError(
@@ -170,7 +175,7 @@ class OnlineConfig(BaseConfig):
             self.generation_batch_size = step * self.steps_per_generation
         total, n = self.generation_batch_size, self.num_generations
         if n > 0 and total % n:
-            divisors = [d for d in range(2, total + 1) if total % d == 0]
+            divisors = [d for d in range(self._least_generations, total + 1) if total % d == 0]
             raise ConfigError(
                 f"num_generations={n} does not divide the generation batch of {total} completions "
                 f"(per_device_train_batch_size x processes x steps_per_generation); use one of {divisors}."

@@ -27,6 +27,7 @@ class OnlineState(TrainerCallback):
             save_experiences(queue, folder / f"experience-{args.process_index}.safetensors")
         numbers = {"num_queued": len(queue), **self.trainer.algorithm_state()}
         (folder / f"state-{args.process_index}.json").write_text(json.dumps(numbers))
+        self.trainer.save_algorithm_weights(folder)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.queue.clear()
@@ -44,6 +45,7 @@ class OnlineState(TrainerCallback):
             experiences = load_experiences(path.with_name(f"experience-{args.process_index}.safetensors"))
             self.trainer.queue.extend(experiences)
         self.trainer.load_algorithm_state(numbers)
+        self.trainer.load_algorithm_weights(path.parent)
 
     @staticmethod
     def _folder(args: Any, state: Any) -> Path:
