@@ -17,6 +17,9 @@ Metrics, where POLICY is `sft`, `dpo`, `grpo` and those marked * have a 95 % int
   `POLICY/kl_exact`*: the same by the whole next-token distributions on them
 - `POLICY/completion_length`: mean, in tokens, with the one that ended it; `POLICY/share_cut_off`: share that reached
   `max_new_tokens` without an end
+- `best_of_N/accuracy`*, `best_of_N/reward`*: of N answers of SFT the one that the reward model likes best, for each N
+  in `evaluate.best_of_n`, estimated from all answers drawn (`tuneline.evaluation.best_of_n`); `best_of_N/kl_bound`:
+  how far from SFT that is at most, log N - (N - 1) / N nats
 - `reward_model/pairwise_accuracy`*: share of pairs ranked rightly; `reward_model/pairwise_accuracy/TASK`* where pairs
   have tasks
 - `reward_model/calibration_error`: of sigmoid(score difference), ten bins
@@ -49,7 +52,7 @@ from tuneline.data.rendering import split_at_prompt
 from tuneline.errors import DataError, StageError
 from tuneline.evaluation.accuracy import verify
 from tuneline.evaluation.divergence import Divergences, Sampled, kl_divergences
-from tuneline.evaluation.measures import Answers, ScoredPairs
+from tuneline.evaluation.measures import Answers, Draws, ScoredPairs
 from tuneline.evaluation.prompts import Prompts, read_prompts
 from tuneline.evaluation.sampling import Completion, as_reply, encode_prompts, sample_completions
 from tuneline.evaluation.scoring import encode_answers, score_groups
@@ -75,7 +78,7 @@ class Policy:
 
 
 class Progress:
-    """Lines of metrics.jsonl, begun anew by each run: a step is an answered prompt."""
+    """Lines of metrics.jsonl, begun anew by each run: a step is a completion."""
 
     def __init__(self, file: Path, max_steps: int):
         self.file, self.max_steps, self.step = file, max_steps, 0
@@ -83,7 +86,7 @@ class Progress:
         file.write_text("")
 
     def write(self, metrics: Mapping[str, float], num_done: int = 0) -> None:
-        """`num_done` prompts on top of those of finished parts."""
+        """`num_done` completions on top of those of finished parts."""
         line = {"step": self.step + num_done, "max_steps": self.max_steps, "timestamp": int(time.time() * 1000)}
         with self.file.open("a") as file:
             file.write(json.dumps({**line, "metrics": dict(metrics)}) + "\n")
@@ -115,16 +118,20 @@ def evaluate(config: PipelineConfig, root: Path, report: Path, metrics_file: Pat
         logger.warning("%s", note)
     num_left_out = {"num_prompts_too_long": num_too_long}
 
-    answers, progress = ask(models, names, prompts, config, metrics_file)
+    num_best = max(config.evaluate.best_of_n, default=0) if has_reward_model and BASELINE in names else 0
+    answers, draws, progress = ask(models, names, prompts, config, metrics_file, num_best)
     pairs = None
     if has_reward_model:
         model, tokenizer = _load(load_reward_model, models / "reward", config)
         answers = score_answers(model, tokenizer, prompts, answers)
+        if draws is not None:
+            texts = [[completion.text for completion in group] for group in draws.completions]
+            draws = replace(draws, rewards=_scores(model, tokenizer, prompts, texts))
         pairs, num_left_out["num_pairs_too_long"] = score_pairs(
             model, tokenizer, prepared / "preference" / "eval.parquet"
         )
     settings = {**config.evaluate.model_dump(), "seed": config.seed, "policies": names, "baseline": BASELINE}
-    metrics = write_results(report, prompts, answers, pairs, settings, notes, num_left_out)
+    metrics = write_results(report, prompts, answers, draws, pairs, settings, notes, num_left_out)
     progress.write(metrics)
     logger.info("evaluated %d policies on %d prompts: %d metrics", len(names), len(prompts), len(metrics))
     return metrics
@@ -148,53 +155,90 @@ def fitting_prompts(path: Path, policy: Path, config: PipelineConfig) -> tuple[P
 
 
 def ask(
-    models: Path, names: Sequence[str], prompts: Prompts, config: PipelineConfig, metrics_file: Path
-) -> tuple[dict[str, Answers], Progress]:
-    """What each policy answers, and how far it is from the baseline; policies are loaded one after the other."""
-    temperature = config.evaluate.temperature
-    num_compared = len(names) - 1 if BASELINE in names else 0
-    num_asked = len(names) * config.evaluate.num_completions + (num_compared if temperature != 1 else 0)
+    models: Path,
+    names: Sequence[str],
+    prompts: Prompts,
+    config: PipelineConfig,
+    metrics_file: Path,
+    num_best: int = 0,
+) -> tuple[dict[str, Answers], Draws | None, Progress]:
+    """What each policy answers, and how far it is from the baseline; policies are loaded one after the other.
+
+    Args:
+        num_best: completions a prompt that are drawn from the baseline at temperature 1, for best-of-n.
+    """
+    temperature, num_completions = config.evaluate.temperature, config.evaluate.num_completions
+    # Divergence and best-of-n are about what a policy says at temperature 1.
+    num_plain = {name: num_best if name == BASELINE else int(BASELINE in names) for name in names}
+    num_drawn = {n: max(num_completions, num_plain[n]) if temperature == 1 else num_completions for n in names}
+    num_asked = sum(num_drawn.values()) + (sum(num_plain.values()) if temperature != 1 else 0)
     progress = Progress(metrics_file, num_asked * len(prompts))
     baseline: PreTrainedModel | None = None
+    draws: Draws | None = None
     verifier = _verifier(config.evaluate.verifier)
     answers = {}
     for name in names:
         policy = Policy(name, *_load(load_causal_lm, models / name, config))
-        drawn = [
-            _sample(policy, prompts, temperature, config, progress, i) for i in range(config.evaluate.num_completions)
-        ]
-        completions = drawn[0]
-        all_correct = [verify(verifier, prompts, of_one) for of_one in drawn]
+        drawn = plain = _sample(policy, prompts, temperature, config, progress, num_drawn[name])
+        correct = correct_plain = _verify(verifier, prompts, drawn)
+        if temperature != 1 and num_plain[name]:
+            plain = _sample(policy, prompts, 1.0, config, progress, num_plain[name])
+            correct_plain = _verify(verifier, prompts, plain) if num_best and name == BASELINE else []
         divergences = None
         if name == BASELINE:
             baseline = policy.model
+            if num_best:
+                draws = Draws([one[:num_best] for one in plain], [one[:num_best] for one in correct_plain])
         elif baseline is not None:
-            # the divergence is an expectation over what the policy says at temperature 1
-            own = completions if temperature == 1 else _sample(policy, prompts, 1.0, config, progress)
-            divergences = _divergences(policy, baseline, prompts, own)
-        by_prompt = [list(of_prompt) for of_prompt in zip(*all_correct, strict=True)] if len(drawn) > 1 else []
-        answers[name] = Answers(completions, all_correct[0], None, divergences, by_prompt)
-    return answers, progress
+            divergences = _divergences(policy, baseline, prompts, [group[0] for group in plain])
+        by_prompt = [one[:num_completions] for one in correct] if num_completions > 1 else []
+        answers[name] = Answers(
+            [group[0] for group in drawn], [one[0] for one in correct], None, divergences, by_prompt
+        )
+    return answers, draws, progress
 
 
 def _verifier(name: str | None) -> RewardFunctions | None:
     return None if name is None else RewardFunctions([get_reward(name)], timeout=VERIFIER_TIMEOUT, on_error="raise")
 
 
+def _verify(
+    verifier: RewardFunctions | None, prompts: Prompts, drawn: Sequence[Sequence[Completion]]
+) -> list[list[bool | None]]:
+    """(prompts, completions) whether each is right."""
+    by_copy = [verify(verifier, prompts, of_one) for of_one in zip(*drawn, strict=True)]
+    return [list(of_prompt) for of_prompt in zip(*by_copy, strict=True)]
+
+
 def score_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, answers: Mapping[str, Answers]
 ) -> dict[str, Answers]:
     """The same answers with the reward model's scores."""
-    sides = []
-    for of_one in answers.values():
-        replies = [as_reply(p, c.text) for p, c in zip(prompts.values, of_one.completions, strict=True)]
-        ids = encode_answers(tokenizer, {**prompts.columns, "reply": replies}, "reply")
-        sides.append([sequence[: _max_length(model.config)] for sequence in ids])
-    scores = score_groups(model, list(zip(*sides, strict=True)))
+    texts = [
+        [completion.text for completion in of_prompt]
+        for of_prompt in zip(*(a.completions for a in answers.values()), strict=True)
+    ]
+    scores = _scores(model, tokenizer, prompts, texts)
     return {
         name: replace(of_one, rewards=[of_prompt[i] for of_prompt in scores])
         for i, (name, of_one) in enumerate(answers.items())
     }
+
+
+def _scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, texts: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """(prompts, answers) what the reward model says of each answer; the same answer has the same score."""
+    different = [sorted(set(of_prompt)) for of_prompt in texts]
+    numbers = [i for i, of_prompt in enumerate(different) for _ in of_prompt]
+    rows = prompts.select(numbers)
+    replies = [as_reply(p, text) for p, text in zip(rows.values, (t for one in different for t in one), strict=True)]
+    encoded = encode_answers(tokenizer, {**rows.columns, "reply": replies}, "reply")
+    limit = _max_length(model.config)
+    ids = iter(sequence[:limit] for sequence in encoded)
+    scores = score_groups(model, [[next(ids) for _ in of_prompt] for of_prompt in different])
+    known = [dict(zip(texts_of, scores_of, strict=True)) for texts_of, scores_of in zip(different, scores, strict=True)]
+    return [[by_text[text] for text in of_prompt] for by_text, of_prompt in zip(known, texts, strict=True)]
 
 
 def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[ScoredPairs, int]:
@@ -224,30 +268,37 @@ def score_pairs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path
 
 
 def _sample(
-    policy: Policy, prompts: Prompts, temperature: float, config: PipelineConfig, progress: Progress, copy: int = 0
-) -> list[Completion]:
-    """One completion a prompt; each `copy` has random numbers of its own."""
+    policy: Policy,
+    prompts: Prompts,
+    temperature: float,
+    config: PipelineConfig,
+    progress: Progress,
+    num_completions: int,
+) -> list[list[Completion]]:
+    """(prompts, completions)"""
     kind = (
-        f"{policy.name}/prompts_done"
+        f"{policy.name}/completions_done"
         if temperature == config.evaluate.temperature
-        else f"{policy.name}/kl_prompts_done"
+        else f"{policy.name}/completions_done_at_temperature_1"
     )
-    completions = sample_completions(
+    drawn = sample_completions(
         policy.model,
         policy.tokenizer,
         encode_prompts(policy.tokenizer, prompts.columns),
         max_new_tokens=config.evaluate.max_new_tokens,
         temperature=temperature,
-        seed=config.seed + (copy << 32),  # seeds are below 2**31
+        seed=config.seed,
         batch_size=config.evaluate.batch_size,
-        on_batch=lambda num_done: progress.write({kind: num_done}, num_done),
+        num_completions=num_completions,
+        on_progress=lambda num_done: progress.write({kind: num_done}, num_done),
     )
-    progress.step += len(prompts)
-    num_tokens = sum(completion.num_tokens for completion in completions)
+    progress.step += len(prompts) * num_completions
+    num_tokens = sum(completion.num_tokens for group in drawn for completion in group)
     logger.info(
-        "%s answered %d prompts at temperature %g with %d tokens", policy.name, len(prompts), temperature, num_tokens
+        "%s answered %d prompts %d times at temperature %g, with %d tokens",
+        *(policy.name, len(prompts), num_completions, temperature, num_tokens),
     )
-    return completions
+    return drawn
 
 
 def _divergences(
@@ -292,7 +343,9 @@ def _notes(
     if BASELINE not in names:
         notes.append(f"Without models/{BASELINE} there are no win rates, gains and divergences.")
     if not has_reward_model and "reward" not in off:
-        notes.append("models/reward does not exist: scores, win rate by reward model and calibration are left out.")
+        notes.append(
+            "models/reward does not exist: scores, win rate by reward model, best-of-n and calibration are left out."
+        )
     num_solved = sum(solution is not None for solution in prompts.solutions)
     if not num_solved:
         notes.append("No test prompt has a solution: accuracy and win rate by verifier are left out.")

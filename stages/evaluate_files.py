@@ -12,9 +12,11 @@ from tuneline.evaluation import figures
 from tuneline.evaluation.intervals import Interval
 from tuneline.evaluation.measures import (
     Answers,
+    Draws,
     Measures,
     ScoredPairs,
     accuracy_by_task,
+    best_of_n_measures,
     flat_metrics,
     metric_names,
     pairwise_accuracy_by_task,
@@ -32,6 +34,7 @@ def write_results(
     report: Path,
     prompts: Prompts,
     answers: Mapping[str, Answers],
+    draws: Draws | None,
     pairs: ScoredPairs | None,
     settings: Mapping[str, Any],
     notes: Sequence[str],
@@ -41,6 +44,7 @@ def write_results(
 
     Args:
         answers: by policy, in the order of the line.
+        draws: many answers of the baseline with their rewards, for best-of-n; None leaves it out.
         settings: what was asked for; its `baseline` names the policy that the others are compared with.
     """
     baseline_name = settings["baseline"]
@@ -56,16 +60,22 @@ def write_results(
         measures[REWARD_MODEL] = reward_model_measures(pairs)
         by_task[REWARD_MODEL] = pairwise_accuracy_by_task(pairs)
         counts["num_pairs"] = len(pairs.chosen_scores)
+    best_of_n: dict[int, Measures] = {}
+    if draws is not None:
+        best_of_n = {n: best_of_n_measures(draws, n, settings["seed"]) for n in settings["best_of_n"]}
     metrics = _flat(measures, by_task, counts)
+    for n, of_n in best_of_n.items():
+        metrics |= flat_metrics(of_n, f"best_of_{n}")
 
     files = report / "files"
     files.mkdir(parents=True, exist_ok=True)
     _write_json(report / "metrics.json", metrics)
     record = {"settings": settings, "counts": counts, "notes": notes, "measures": measures, "by_task": by_task}
+    record["best_of_n"] = {str(n): of_n for n, of_n in best_of_n.items()}
     _write_json(files / "evaluation.json", _without_nan(record))
     _write_json(files / "samples.json", _samples(prompts, answers, settings["num_side_by_side"]))
     write_parquet({files / "completions.parquet": _rows(prompts, answers)})
-    for name, svg in _draw(answers, measures, by_task, pairs, baseline_name).items():
+    for name, svg in _draw(answers, measures, by_task, best_of_n, pairs, baseline_name).items():
         (files / f"{name}.svg").write_text(svg, encoding="utf-8")
     return metrics
 
@@ -87,6 +97,7 @@ def _draw(
     answers: Mapping[str, Answers],
     measures: Mapping[str, Measures],
     by_task: Mapping[str, Intervals],
+    best_of_n: Mapping[int, Measures],
     pairs: ScoredPairs | None,
     baseline: str,
 ) -> dict[str, str]:
@@ -99,13 +110,18 @@ def _draw(
         drawn["accuracy"] = figures.accuracy_bars(accuracies)  # type: ignore[arg-type]
     lengths = {name: [c.num_tokens for c in of_one.completions] for name, of_one in answers.items()}
     drawn["lengths"] = figures.histograms(lengths, "Completion length", "tokens", whole=True)
-    points: dict[str, tuple[Any, Any]] = {
-        name: (measures[name].get("kl", Interval(0, 0, 0)), measures[name]["reward"])
-        for name, of_one in answers.items()
-        if of_one.rewards is not None
-    }
-    if any("kl" in measures[name] for name in points):
-        drawn["reward_kl"] = figures.reward_against_divergence(points, baseline)
+    for measure, label in (("reward", "mean score of the reward model"), ("accuracy", "share answered rightly")):
+        points: dict[str, tuple[Any, Any]] = {
+            name: (measures[name].get("kl", Interval(0, 0, 0)), measures[name][measure])
+            for name in answers
+            if measure in measures[name]
+        }
+        curve: dict[int, tuple[Any, Any]] = {
+            n: (of_one["kl_bound"], of_one[measure]) for n, of_one in best_of_n.items() if measure in of_one
+        }
+        if len(curve) > 1 or any("kl" in measures[name] for name in points):
+            title = f"What {measure} costs in divergence"
+            drawn[f"{measure}_kl"] = figures.against_divergence(points, curve, baseline, title, label)
     if pairs is not None:
         drawn["reliability"] = figures.reliability(calibration(pairs.chosen_scores, pairs.rejected_scores))
         sides = {"chosen": pairs.chosen_scores, "rejected": pairs.rejected_scores}

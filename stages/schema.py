@@ -257,6 +257,11 @@ class EvaluateSection(Section):
     )
     num_completions: Count = Field(default=1, description="Completions a prompt, from which pass@k is estimated.")
     pass_at: list[Count] = Field(default_factory=list, description="Which pass@k to estimate, such as [1, 8].")
+    best_of_n: list[Count] = Field(
+        default_factory=lambda: [1, 2, 4, 8, 16],
+        description="Of how many answers of SFT the reward model takes the best, as a baseline; as many as the largest "
+        "are drawn a prompt. [] leaves it out.",
+    )
 
 
 class PipelineConfig(Section):

@@ -44,7 +44,12 @@ MEASURES = {
     "prefers_longer": "Scores the longer answer higher",
     "longer_is_chosen": "Pairs whose longer answer is the chosen one",
 }
-FIGURES = ("accuracy", "reward_kl", "lengths", "reliability", "pair_scores", "policy_scores")
+BEST_OF_N = {
+    "accuracy": "Accuracy ({verifier})",
+    "reward": "Mean score of the reward model",
+    "kl_bound": "KL from {baseline} at most, nats (log n − (n−1)/n)",
+}
+FIGURES = ("accuracy", "accuracy_kl", "reward_kl", "lengths", "reliability", "pair_scores", "policy_scores")
 REWARD_MODEL = "reward_model"
 _SVG_TAGS = {"svg", "g", "path", "defs", "style", "text", "tspan", "use", "rect", "clipPath"}
 
@@ -177,15 +182,20 @@ def _tables(evaluation: Any) -> dict[str, Any]:
     words = {"baseline": settings.get("baseline", ""), "verifier": settings.get("verifier") or "exact match"}
     labels = {**MEASURES, **{f"pass_at_{k}": f"pass@{k}" for k in settings.get("pass_at", ())}}
     policies = [name for name in measures if name != REWARD_MODEL]
+    best_of_n = (evaluation or {}).get("best_of_n", {})
     tasks = sorted({task for name in policies for task in by_task.get(name, {})})
 
-    def rows(names: list[str]) -> list[tuple[str, list[Any]]]:
+    def rows(
+        names: list[str], measures: dict[str, Any] = measures, labels: dict[str, str] = labels
+    ) -> list[tuple[str, list[Any]]]:
         known = [measure for measure in labels if any(measure in measures[name] for name in names)]
         return [(labels[m].format(**words), [measures[name].get(m) for name in names]) for m in known]
 
     return {
         "policies": policies,
         "measures": rows(policies),
+        "best_of_n": list(best_of_n),
+        "best_of_n_measures": rows(list(best_of_n), best_of_n, BEST_OF_N),
         "tasks": [(task, [by_task.get(name, {}).get(task) for name in policies]) for task in tasks],
         "reward": rows([REWARD_MODEL]) if REWARD_MODEL in measures else [],
         "reward_tasks": [(task, [interval]) for task, interval in by_task.get(REWARD_MODEL, {}).items()],

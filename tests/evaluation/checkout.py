@@ -8,7 +8,7 @@ from pathlib import Path
 from stages.evaluate_files import write_results
 from tasks.summary import RunSummary, StageSummary
 from tuneline.evaluation.divergence import Divergences
-from tuneline.evaluation.measures import Answers, ScoredPairs
+from tuneline.evaluation.measures import Answers, Draws, ScoredPairs
 from tuneline.evaluation.prompts import Prompts
 from tuneline.evaluation.sampling import Completion
 
@@ -93,6 +93,11 @@ def _evaluate(report: Path, draw: random.Random, hostile: str) -> dict[str, floa
         rewards = [draw.gauss(shift, 1) for _ in range(num_prompts)]
         kl = [abs(draw.gauss(1.5, 0.5)) for _ in range(num_prompts)]
         answers[name] = Answers(completions, correct, rewards, Divergences(kl, kl) if name == "dpo" else None)
+    draws = Draws(
+        [[one] * 4 for one in answers["sft"].completions],
+        [[draw.random() < 0.55 for _ in range(4)] for _ in range(num_prompts)],
+        [[draw.gauss(0, 1) for _ in range(4)] for _ in range(num_prompts)],
+    )
     margins = [draw.gauss(1.3, 1) for _ in range(300)]
     rejected = [draw.gauss(0, 1) for _ in margins]
     pairs = ScoredPairs(
@@ -107,11 +112,12 @@ def _evaluate(report: Path, draw: random.Random, hostile: str) -> dict[str, floa
         "temperature": 0.0,
         "max_new_tokens": 16,
         "num_side_by_side": 8,
+        "best_of_n": [1, 2, 4],
         "baseline": "sft",
         "policies": list(answers),
     }
     notes = [f"3 prompts were left out{hostile}."]
-    return write_results(report, prompts, answers, pairs, settings, notes, {"num_prompts_too_long": 3})
+    return write_results(report, prompts, answers, draws, pairs, settings, notes, {"num_prompts_too_long": 3})
 
 
 def _write(path: Path, value: dict) -> None:

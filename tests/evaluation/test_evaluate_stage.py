@@ -1,6 +1,7 @@
 """The stage from end to end, on tiny random models that a character tokenizer feeds."""
 
 import json
+import math
 import shutil
 
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ def answer(text):
 
 def config(**options):
     settings = {"num_samples": None, "temperature": 0.0, "max_new_tokens": 6, "batch_size": 4, "num_side_by_side": 3}
+    settings["best_of_n"] = [1, 2, 4]
     source = {"path": "rows.jsonl"}
     return PipelineConfig.model_validate(
         {
@@ -86,7 +88,7 @@ def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
     )
 
     figures = {path.name for path in (root / "first" / "files").glob("*.svg")}
-    names = ("accuracy", "lengths", "reward_kl", "reliability", "pair_scores", "policy_scores")
+    names = ("accuracy", "lengths", "reward_kl", "accuracy_kl", "reliability", "pair_scores", "policy_scores")
     assert figures == {f"{name}.svg" for name in names}
     samples = read(root, "files/samples.json")
     assert len(samples) == 3
@@ -94,6 +96,23 @@ def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
     assert samples[0]["answers"]["dpo"]["correct"] is False
     assert len(pq.read_table(root / "first" / "files" / "completions.parquet")) == 18
     assert read(root, "files/evaluation.json")["notes"] == []
+
+
+def test_the_best_of_n_from_sft_is_measured_beside_its_bound(root):
+    metrics = run(root, temperature=1.0)
+    rewards = [metrics[f"best_of_{n}/reward"] for n in (1, 2, 4)]
+    assert rewards == sorted(rewards)
+    assert rewards[0] < rewards[2]
+    assert metrics["best_of_1/kl_bound"] == 0
+    assert metrics["best_of_4/kl_bound"] == pytest.approx(math.log(4) - 3 / 4)
+    assert metrics["best_of_2/reward_low"] <= rewards[1] <= metrics["best_of_2/reward_high"]
+    assert metrics["best_of_2/accuracy"] == 0  # a random model
+    assert set(read(root, "files/evaluation.json")["best_of_n"]) == {"1", "2", "4"}
+    # the same completions as at another temperature of the evaluation, where they are drawn besides
+    other = run(root, "other", temperature=0.0)
+    assert {k: v for k, v in other.items() if "best_of" in k} == {k: v for k, v in metrics.items() if "best_of" in k}
+    without = run(root, "without", temperature=1.0, best_of_n=[])
+    assert without == {name: value for name, value in metrics.items() if "best_of" not in name}
 
 
 def test_two_evaluations_give_the_same_bytes(root):
@@ -110,9 +129,8 @@ def test_progress_goes_up_to_the_end_and_closes_with_all_metrics(root):
     lines = [json.loads(line) for line in (root / "first" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps)
-    assert (
-        {line["max_steps"] for line in lines} == {steps[-1]} == {30}
-    )  # three policies, and dpo and grpo once more for the divergence
+    # six prompts: three policies, dpo and grpo once more for the divergence, sft four times for the best of four
+    assert {line["max_steps"] for line in lines} == {steps[-1]} == {54}
     assert lines[-1]["metrics"] == metrics
 
 

@@ -12,12 +12,15 @@ HOSTILE = "</text><script>alert(1)</script> $x_1$ &amp; ü"
 
 def all_figures(name="sorting"):
     interval = wilson_interval(3, 7)
+    points = {name: (Interval(1, 0.5, 2), Interval(0, -1, 1))}
+    curve = {1: (0.0, Interval(0, -1, 1)), 2: (0.2, Interval(0.5, 0, 1))}
     return {
         "accuracy": figures.accuracy_bars({"all": {"sft": interval, name: interval}, name: {"sft": interval}}),
         "reliability": figures.reliability(calibration([1.0, 2.0, 0.0], [0.0, 0.0, 0.0])),
         "histograms": figures.histograms({"sft": [1, 2, 2], name: [3]}, name, "tokens", whole=True),
         "constant": figures.histograms({"sft": [0.5, 0.5]}, "one value", "score"),
-        "reward_kl": figures.reward_against_divergence({name: (Interval(1, 0.5, 2), Interval(0, -1, 1))}, name),
+        "reward_kl": figures.against_divergence(points, curve, name, name, "score"),
+        "without_best_of_n": figures.against_divergence(points, {}, name, name, "score"),
         "counted": figures.counted([0, 2, 4], [5, 1], name, "tokens", limit=3),
         "curves": figures.curves({"loss": ([1, 2, 3], [3.0, math.nan, 1.0]), name: ([2], [0.5])}, "sft"),
     }

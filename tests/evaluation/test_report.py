@@ -48,13 +48,14 @@ def test_a_report_shows_every_part(html):
         *("prepare", "cached", "up to date", "eval/loss", "3:07"),  # the run
         *("duplicates", "overlapping", "Would be cut", "made on the machine", "sft/train: tokens a row"),  # the data
         *("Accuracy (exact match)", "Win rate against sft, by reward model", "KL from sft", "Share cut off", *TASKS),
+        *("Best of n from sft, by the reward model", "KL from sft at most", "all subsets of the 4 drawn a prompt"),
         *("Expected calibration error", "Pairs ranked rightly", "300 pairs"),  # the reward model
         *("solution:", "✓ correct", "✗ wrong"),  # samples
         *("beta: 0.1", "transformers", "0123456789abcdef0123456789abcdef.dir", "amber-fox", "0a1b2c", "sha256"),
     ):
         assert part in page.text, part
     # three histograms of lengths, loss and accuracy of three stages, reward of one, and those of the evaluation
-    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 6
+    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 7
     assert "missing" not in page.text
     assert "is not there" not in page.text
 
@@ -165,7 +166,7 @@ def test_a_refused_figure_leaves_the_report_whole(tmp_path):
     figure.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     page = Page(write_report(tmp_path, run).read_text())
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 5
+    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 6
 
 
 def test_numbers_are_written_for_readers():

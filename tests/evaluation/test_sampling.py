@@ -1,12 +1,12 @@
-import math
-
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from tests.data.tiny_tokenizers import character_tokenizer
 from tests.models import tiny_causal_lm
 from tuneline.evaluation.sampling import as_reply, encode_prompts, sample_completions
 from tuneline.models import prepare_for_trees
+from tuneline.rollout.readable import why_not_readable
 from tuneline.rollout.stopping import stop_token_ids
 
 PROMPTS = ["ab", "a longer prompt", "x", "four", "and the last"]
@@ -27,12 +27,26 @@ def model(tokenizer):
 def sample(model, tokenizer, prompts=PROMPTS, **options):
     ids = encode_prompts(tokenizer, {"prompt": prompts})
     settings = {"max_new_tokens": 12, "temperature": 1.0, "seed": 5, "batch_size": 2, **options}
-    return sample_completions(model, tokenizer, ids, **settings)
+    found = sample_completions(model, tokenizer, ids, **settings)
+    return found if "num_completions" in options else [completion for (completion,) in found]
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma", "gpt2"])
+def softcapped_model(tokenizer):
+    """One that the engine cannot read."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, head_dim=16)
+    config = Gemma2Config(vocab_size=len(tokenizer), num_key_value_heads=1, **sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert why_not_readable(model)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "gemma", "gpt2", "gemma2"])
 def test_greedy_completions_are_those_of_each_prompt_alone_without_padding(tokenizer, architecture):
-    model = tiny_causal_lm(architecture, **({} if architecture == "gpt2" else {"vocab_size": len(tokenizer)}))
+    if architecture == "gemma2":
+        model = softcapped_model(tokenizer).eval()
+    else:
+        model = tiny_causal_lm(architecture, **({} if architecture == "gpt2" else {"vocab_size": len(tokenizer)}))
     found = sample(model, tokenizer, temperature=0.0, batch_size=5)
     for prompt, completion in zip(PROMPTS, found, strict=True):
         ids = encode_prompts(tokenizer, {"prompt": [prompt]})[0]
@@ -47,6 +61,22 @@ def test_completions_depend_on_neither_batch_size_nor_what_was_drawn_before(mode
     torch.manual_seed(99)
     assert sample(model, tokenizer, temperature=temperature, batch_size=3) == expected
     assert sample(model, tokenizer, PROMPTS[:3], temperature=temperature) == expected[:3]
+
+
+def test_a_model_that_the_engine_cannot_read_draws_alike_in_any_batch_too(tokenizer):
+    model = softcapped_model(tokenizer)
+    expected = sample(model, tokenizer, batch_size=1, num_completions=2)
+    told = []
+    assert sample(model, tokenizer, batch_size=4, num_completions=2, on_progress=told.append) == expected
+    assert told == [4, 8, 10]
+    assert [first for first, _ in expected] == sample(model, tokenizer)
+
+
+def test_more_completions_begin_with_those_that_fewer_would_be(model, tokenizer):
+    three = sample(model, tokenizer, num_completions=3, batch_size=4)
+    assert [group[0] for group in three] == sample(model, tokenizer)
+    assert [group[:2] for group in three] == sample(model, tokenizer, num_completions=2)
+    assert all(len({tuple(one.ids) for one in group}) > 1 for group in three)
 
 
 def test_sampling_leaves_the_global_generator_alone(model, tokenizer):
@@ -118,8 +148,9 @@ def test_a_reply_is_in_the_notation_of_its_prompt():
     assert as_reply([{"role": "user", "content": "2+2"}], "4") == [{"role": "assistant", "content": "4"}]
 
 
-def test_progress_is_told_after_each_batch(model, tokenizer):
+def test_progress_is_told_now_and_then_and_at_the_end(model, tokenizer):
     told = []
-    sample(model, tokenizer, on_batch=told.append)
-    assert told == [2, 4, 5]
-    assert math.ceil(len(PROMPTS) / 2) == len(told)
+    sample(model, tokenizer, PROMPTS * 3, num_completions=2, batch_size=8, on_progress=told.append)
+    assert told == sorted(set(told))
+    assert told[-1] == 30
+    assert len(told) <= 4

@@ -146,15 +146,31 @@ def histograms(scores: Mapping[str, Sequence[float]], title: str, label: str, wh
     return drawing.svg
 
 
-def reward_against_divergence(points: Mapping[str, tuple[Interval, Interval]], reference: str) -> str:
-    """Mean reward by divergence from the reference, with 95 % intervals.
+def against_divergence(
+    points: Mapping[str, tuple[Interval, Interval]],
+    best_of_n: Mapping[int, tuple[float, Interval]],
+    reference: str,
+    title: str,
+    label: str,
+) -> str:
+    """What policies reach by their divergence from the reference, beside what best-of-n from the reference reaches.
 
     Args:
-        points: policy to (divergence in nats, reward).
+        points: policy to (divergence in nats, what it reaches), with 95 % intervals.
+        best_of_n: n to (bound of its divergence, what it reaches), in the order to join them; may be empty.
         reference: the policy that the divergence is from.
     """
-    with _drawing("What reward costs in divergence", height=2.9) as drawing:
+    with _drawing(title, height=2.9) as drawing:
         axes = drawing.axes
+        if best_of_n:
+            bounds, reached = zip(*best_of_n.values(), strict=True)
+            style: dict[str, Any] = {"color": INK["muted"], "linewidth": 0}
+            axes.fill_between(bounds, [r.low for r in reached], [r.high for r in reached], alpha=0.18, **style)
+            axes.plot(bounds, [r.estimate for r in reached], "o-", color=INK["muted"], linewidth=1.4, markersize=3.5)
+            for n, bound, interval in zip(best_of_n, bounds, reached, strict=True):
+                text = f"best of {n}" if n == max(best_of_n) else str(n)
+                place = (bound, interval.estimate)
+                axes.annotate(text, place, (2, -12), textcoords="offset points", color=INK["muted"], size=8.5)
         for i, (policy, (kl, reward)) in enumerate(points.items()):
             colour = SERIES[i % len(SERIES)]
             axes.plot([kl.low, kl.high], [reward.estimate] * 2, color=colour, linewidth=1.4)
@@ -164,7 +180,8 @@ def reward_against_divergence(points: Mapping[str, tuple[Interval, Interval]], r
                 policy, (kl.estimate, reward.estimate), (8, 7), textcoords="offset points", color=colour, weight="bold"
             )
         axes.margins(0.18)
-        axes.set(xlabel=f"KL from {reference}, nats a completion", ylabel="mean score of the reward model")
+        bound = "; of best of n its bound" if best_of_n else ""
+        axes.set(xlabel=f"KL from {reference}, nats a completion{bound}", ylabel=label)
     return drawing.svg
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tuneline.evaluation.best_of_n import kl_bound, mean_expected_best
 from tuneline.evaluation.divergence import Divergences
 from tuneline.evaluation.intervals import Interval, bootstrap_interval, pearson, spearman, wilson_interval, win_rate
 from tuneline.evaluation.pass_at_k import mean_pass_at_k
@@ -25,6 +26,15 @@ class Answers:
     rewards: list[float] | None = None  # by the reward model, if there is one
     divergences: Divergences | None = None  # from the baseline; of completions sampled at temperature 1
     all_correct: list[list[bool | None]] = field(default_factory=list)  # of all completions; empty where one was drawn
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Many completions a prompt of one policy, drawn at temperature 1; every list is (prompts, completions)."""
+
+    completions: list[list[Completion]]
+    correct: list[list[bool | None]]  # None where no solution is known
+    rewards: list[list[float]] = field(default_factory=list)  # by the reward model, once it was asked
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,23 @@ def policy_measures(answers: Answers, baseline: Answers | None, seed: int, pass_
         measures["kl_exact"] = bootstrap_interval(answers.divergences.exact, seed)
     measures["completion_length"] = math.fsum(lengths) / len(lengths)
     measures["share_cut_off"] = num_cut_off / len(lengths)
+    return measures
+
+
+def best_of_n_measures(draws: Draws, n: int, seed: int) -> Measures:
+    """What the policy's answers are worth when the best of n is taken, by the reward model.
+
+    Args:
+        draws: with rewards, at least n completions a prompt; each n is estimated from all of them.
+        seed: of the bootstrap.
+    """
+    verified = [i for i, outcomes in enumerate(draws.correct) if any(outcome is not None for outcome in outcomes)]
+    measures: Measures = {}
+    if verified:
+        right = [[float(bool(outcome)) for outcome in draws.correct[i]] for i in verified]
+        measures["accuracy"] = mean_expected_best(right, [draws.rewards[i] for i in verified], n, seed)
+    measures["reward"] = mean_expected_best(draws.rewards, draws.rewards, n, seed)
+    measures["kl_bound"] = kl_bound(n)
     return measures
 
 

@@ -1,9 +1,7 @@
 """Completions of a causal language model, the same on every run.
 
-Each prompt has random numbers of its own, drawn from (seed, prompt number): its sample does not depend on batch size,
-order or the other prompts, and two policies asked with one seed are compared on common random numbers. A draw is the
-Gumbel-max trick (Maddison, Tarlow and Minka 2014, arXiv:1411.0030): the token with the largest logit / temperature
-- log E, with E exponential, is distributed as the softmax.
+Each completion has random numbers of its own, drawn from (seed, prompt number, copy): it depends neither on batch size
+nor on order or the other prompts, and two policies asked with one seed are compared on common random numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -25,7 +22,13 @@ from transformers import (
 
 from tuneline.data.formats import is_messages
 from tuneline.data.rendering import Rows, tokenize_values
+from tuneline.logging import get_logger
+from tuneline.rollout.protocol import Request, Sampling, rollout_seed
+from tuneline.rollout.readable import why_not_readable
 from tuneline.rollout.stopping import stop_token_ids
+from tuneline.rollout.transformers_engine import TransformersEngine
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,40 +63,37 @@ def sample_completions(
     temperature: float,
     seed: int,
     batch_size: int,
-    on_batch: Callable[[int], None] | None = None,
-) -> list[Completion]:
-    """One completion a prompt, in the order of the prompts.
+    num_completions: int = 1,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """So many completions of each prompt, in the order of the prompts; the first ones are those that fewer would be.
 
-    Prompts of like length share a batch, padded on the left. Penalties and filters that the model's own generation
-    config asks for (top-k, repetition penalty, ...) are left out: what is measured is the policy itself.
+    The transformers engine writes them. A model that it cannot read is asked by transformers' `generate`, which takes
+    longer. Penalties and filters that the model's own generation config asks for (top-k, repetition penalty, ...) are
+    left out: what is measured is the policy itself.
 
     Args:
         prompts: token ids, at least one each.
         temperature: divides the logits; 0 takes the likeliest token.
-        on_batch: told after each batch how many prompts are done.
+        batch_size: completions written side by side.
+        on_progress: told how many completions are done, once in about `batch_size` of them and at the end.
     """
     stops = stop_token_ids(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=pad
-    )
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    completions: dict[int, Completion] = {}
-    own_settings = model.generation_config
-    model.generation_config = settings  # generate would fill what is unset from the model's own
-    model.eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
-            batch = [list(prompts[i]) for i in numbers]
-            draws = [_Draws(temperature, seed, numbers)] if temperature > 0 else []
-            for i, ids in zip(numbers, _generate(model, batch, pad, settings, draws), strict=True):
-                completions[i] = _completion(ids, tokenizer, stops)
-            if on_batch is not None:
-                on_batch(len(completions))
-    finally:
-        model.generation_config = own_settings
-    return [completions[i] for i in range(len(prompts))]
+    sampling = Sampling(max_new_tokens, temperature, stop_token_ids=tuple(stops))
+    requests = [
+        Request(ids, [rollout_seed(seed, number, copy) for copy in range(num_completions)])
+        for number, ids in enumerate(prompts)
+    ]
+    tell = _Steps(batch_size, on_progress)
+    reason = why_not_readable(model)
+    if reason is None:
+        engine = TransformersEngine(model, batch_size=batch_size, on_progress=tell)
+        written = [[one.ids for one in group] for group in engine.generate(requests, sampling)]
+    else:
+        logger.info("%s is asked by its generate, as the engine cannot: %s", type(model).__name__, reason)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
+        written = _generate_all(model, requests, sampling, pad, batch_size, tell)
+    return [[_completion(ids, tokenizer, stops) for ids in group] for group in written]
 
 
 def as_reply(prompt: Any, text: str) -> Any:
@@ -101,13 +101,25 @@ def as_reply(prompt: Any, text: str) -> Any:
     return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
 
 
-class _Draws(LogitsProcessor):
-    """Adds each row's own Gumbel noise, so that the largest entry is a sample."""
+class _Steps:
+    """Passes progress on once in so many completions."""
 
-    def __init__(self, temperature: float, seed: int, numbers: Sequence[int]):
+    def __init__(self, every: int, listener: Callable[[int], None] | None):
+        self.every, self.listener, self.told = every, listener, 0
+
+    def __call__(self, num_done: int, total: int) -> None:
+        if self.listener is not None and (num_done - self.told >= self.every or num_done == total):
+            self.told = num_done
+            self.listener(num_done)
+
+
+class _Draws(LogitsProcessor):
+    """Adds each row's own Gumbel noise, so that the largest entry is a sample (Maddison, Tarlow and Minka 2014,
+    arXiv:1411.0030): logit / temperature - log E, with E exponential."""
+
+    def __init__(self, temperature: float, seeds: Sequence[int]):
         self.temperature = temperature
-        states = [int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]) for number in numbers]
-        self.generators = [torch.Generator().manual_seed(state) for state in states]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` is (rows, vocab)."""
@@ -115,6 +127,41 @@ class _Draws(LogitsProcessor):
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores.float() / self.temperature - noise.log().to(scores.device)
+
+
+def _generate_all(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    pad: int,
+    batch_size: int,
+    tell: Callable[[int, int], None],
+) -> list[list[list[int]]]:
+    """By `generate`: prompts of like length share a batch, padded on the left."""
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(sampling.stop_token_ids) or None,
+        pad_token_id=pad,
+    )
+    wanted = [(number, copy) for number, request in enumerate(requests) for copy in range(len(request.seeds))]
+    wanted.sort(key=lambda place: (len(requests[place[0]].prompt_ids), place))
+    written: list[list[list[int]]] = [[[] for _ in request.seeds] for request in requests]
+    own_settings = model.generation_config
+    model.generation_config = settings  # generate would fill what is unset from the model's own
+    model.eval()
+    try:
+        for start in range(0, len(wanted), batch_size):
+            batch = wanted[start : start + batch_size]
+            prompts = [list(requests[number].prompt_ids) for number, _ in batch]
+            seeds = [requests[number].seeds[copy] for number, copy in batch]
+            draws = [_Draws(sampling.temperature, seeds)] if sampling.temperature > 0 else []
+            for (number, copy), ids in zip(batch, _generate(model, prompts, pad, settings, draws), strict=True):
+                written[number][copy] = ids
+            tell(start + len(batch), len(wanted))
+    finally:
+        model.generation_config = own_settings
+    return written
 
 
 @torch.inference_mode()

@@ -21,15 +21,19 @@ def readable_model(model: nn.Module) -> PreTrainedModel:
     Raises:
         ModelError: with the reason why not.
     """
-    reason = _why_not_wrapper(model)
+    reason = why_not_readable(model)
     base = base_model(model)
-    reason = reason or _why_not(base)
     if reason:
         raise ModelError(
             f"the transformers engine cannot generate with {type(base).__name__}: {reason}. Use the vLLM engine, or "
             "another model."
         )
     return base
+
+
+def why_not_readable(model: nn.Module) -> str | None:
+    """What keeps the engine from a model; None where it can generate with it."""
+    return _why_not_wrapper(model) or _why_not(base_model(model))
 
 
 def _why_not_wrapper(model: Any) -> str | None:
