@@ -11,31 +11,29 @@ language model, or a PEFT model of one, and is saved alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tuneline.attention import Segments, reading_trees
+from tuneline.attention import Segments
 from tuneline.errors import ConfigError, ModelError
-from tuneline.heads import ScalarHead, ScoreHead, TargetHead, scalars
+from tuneline.heads import ScalarHead, scalars
 from tuneline.logprobs import TargetLogprobs, token_logprobs
-from tuneline.models.adapters import VALUE_ADAPTER, active_adapter, add_adapter_beside, follow_segments
+from tuneline.models.adapters import VALUE_ADAPTER, adapter_parameters, add_adapter_beside
+from tuneline.models.hidden_states import Reading, hidden_states, input_of, reading, reads_trees, rows_of
 from tuneline.models.layouts import (
     HoldsPolicy,
     base_model,
     output_head,
-    pad_token_id,
     prepare_for_trees,
     score_head,
     unwrapped,
 )
 from tuneline.models.loading import disable_dropout, load_reward_model
-from tuneline.trees import PromptTrees, pad_out
+from tuneline.trees import PromptTrees
 
 Form = Literal["head", "model", "adapter"]
 
@@ -111,40 +109,38 @@ class PolicyAndValue(HoldsPolicy):
                 "pass peft_config, or take the value function 'head' or 'model'."
             )
         prepare_for_trees(policy)
-        add_adapter_beside(policy, VALUE_ADAPTER, config, trains=True)
-        follow_segments(policy)
+        add_adapter_beside(policy, VALUE_ADAPTER, config, trains=True, is_saved=False)
         return cls(policy, "adapter")
 
-    def forward(
-        self, *, value_at: Tensor | None = None, value_inputs: dict[str, Any] | None = None, **inputs: Any
-    ) -> Any:
-        """The policy's output; with `value_at` a pair, the policy's output and the values.
+    def forward(self, *, value_at: Tensor | None = None, value_reading: Reading | None = None, **inputs: Any) -> Any:
+        """The policy's output; with one of the first two, a pair: the policy's output and the values.
 
         Args:
-            value_at: (targets,), the rows of the hidden states, (rows, positions) end to end, that values are read at:
-                of what the policy's head reads where the value function is a head on it, else of `value_inputs`.
-            value_inputs: what the value function reads in a pass of its own.
+            value_at: (targets,), where the form `head` reads, of what the policy's head reads, (rows, positions) end
+                to end.
+            value_reading: a pass of the value function's own.
             inputs: of the policy; none where values alone are wanted.
         """
-        if value_at is None:
-            return self.policy(**inputs)
-        if value_inputs is None:
+        if value_at is not None:
             assert self.value_head is not None
-            with _input_of(output_head(self.policy)) as heard:
+            with input_of(output_head(self.policy)) as heard:
                 output = self.policy(**inputs)
-            return output, self.value_head(_rows(heard[0], value_at))
+            return output, self.value_head(rows_of(heard[0], value_at))
+        if value_reading is None:
+            return self.policy(**inputs)
         output = self.policy(**inputs) if inputs else None
-        return output, self._values(value_at, value_inputs)
+        adapter = VALUE_ADAPTER if self.form == "adapter" else None
+        return output, scalars(self._head(), hidden_states(self.read_by_value, value_reading, adapter))
 
-    def _values(self, value_at: Tensor, inputs: dict[str, Any]) -> Tensor:
-        model = self.policy if self.value_model is None else self.value_model
-        with_adapter = active_adapter(self.policy, VALUE_ADAPTER) if self.form == "adapter" else nullcontext()
-        without_mask = reading_trees() if "segments" in inputs else nullcontext()
-        with with_adapter, without_mask:
-            hidden = _rows(_stack(model)(**inputs).last_hidden_state, value_at)
+    @property
+    def read_by_value(self) -> Any:
+        """The model whose hidden states the value function is a linear map of."""
+        return self.policy if self.value_model is None else self.value_model
+
+    def _head(self) -> nn.Linear:
         head = self.value_head if self.value_model is None else score_head(self.value_model)
         assert isinstance(head, nn.Linear)
-        return scalars(head, hidden)
+        return head
 
     # What belongs to the value function alone
 
@@ -154,9 +150,7 @@ class PolicyAndValue(HoldsPolicy):
             return dict(self.value_model.state_dict())
         assert self.value_head is not None
         own = {f"value_head.{name}": tensor for name, tensor in self.value_head.state_dict().items()}
-        if self.form == "adapter":
-            own |= get_peft_model_state_dict(self.policy, adapter_name=VALUE_ADAPTER, save_embedding_layers=False)
-        return own
+        return own | {name: parameter.detach() for name, parameter in self._adapter().items()}
 
     def load_value_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take what `value_state_dict` gave.
@@ -164,22 +158,23 @@ class PolicyAndValue(HoldsPolicy):
         Raises:
             ModelError: tensors of another form or size.
         """
-        try:
-            if self.value_model is not None:
-                self.value_model.load_state_dict(tensors)
-                return
-            assert self.value_head is not None
-            head = {n.removeprefix("value_head."): t for n, t in tensors.items() if n.startswith("value_head.")}
-            self.value_head.load_state_dict(head)
-        except RuntimeError as error:
-            raise ModelError(f"these weights fit no value function of the form {self.form!r}: {error}") from error
-        others = {name: tensor for name, tensor in tensors.items() if not name.startswith("value_head.")}
-        if self.form == "adapter":
-            set_peft_model_state_dict(self.policy, others, adapter_name=VALUE_ADAPTER)
-        elif others:
+        own = self.value_state_dict()
+        differing = own.keys() ^ tensors.keys() or {n for n in own if own[n].shape != tensors[n].shape}
+        if differing:
             raise ModelError(
-                f"these weights fit no value function of the form {self.form!r}: they have {sorted(others)[0]!r}."
+                f"these weights fit no value function of the form {self.form!r} on this model: they differ in "
+                f"{sorted(differing)[0]!r}; take those that were saved with the same form, model and adapter."
             )
+        if self.value_model is not None:
+            self.value_model.load_state_dict(tensors)
+            return
+        with torch.no_grad():
+            for name, tensor in own.items():  # which share their memory with the parameters
+                tensor.copy_(tensors[name])
+
+    def _adapter(self) -> dict[str, nn.Parameter]:
+        own = set(adapter_parameters(self.policy, VALUE_ADAPTER))
+        return {name: parameter for name, parameter in self.policy.named_parameters() if parameter in own}
 
     # What transformers' Trainer asks of a model
 
@@ -274,11 +269,10 @@ def logprobs_and_values(
     values: list[Tensor] = []
 
     def call(**inputs: Any) -> Any:
-        # `inputs` are of the policy's layout; a value model of its own has its own
-        own: dict[str, Any] = {"value_at": _rows_before_targets(inputs, trees)}
-        if held.form != "head":
-            own = _value_call(held, trees, inputs.get("segments"))
-        output, found = model(**own, **inputs)
+        if held.form == "head":
+            output, found = model(value_at=_before_targets(inputs, trees), **inputs)
+        else:
+            output, found = model(value_reading=_value_reading(held, trees, inputs.get("segments")), **inputs)
         values.append(found)
         return output
 
@@ -297,31 +291,20 @@ def token_values(model: nn.Module, trees: PromptTrees) -> Tensor:
     Args:
         model: a `PolicyAndValue`, wrapped or not.
     """
-    return model(**_value_call(_held(model), trees))[1]
+    return model(value_reading=_value_reading(_held(model), trees))[1]
 
 
-def _value_call(held: PolicyAndValue, trees: PromptTrees, segments: Segments | None = None) -> dict[str, Any]:
-    """The arguments of a pass through the value function's own stack."""
-    model = held.policy if held.value_model is None else held.value_model
-    head = output_head(model) if held.value_model is None else score_head(model)
-    if not isinstance(head, TargetHead | ScoreHead):
-        _reject_second_passes(held)
-        rows = pad_out(trees, pad_token_id(model))
-        at = rows.target_rows * rows.input_ids.shape[1] + rows.target_columns
-        inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}
-        return {"value_at": at, "value_inputs": inputs}
-    if segments is None:
-        segments = Segments(trees.segments, trees.num_tokens, read=trees.target_positions.unique())
-    inputs = {
-        "input_ids": trees.input_ids,
-        "position_ids": trees.position_ids,
-        "segments": segments.again(VALUE_ADAPTER if held.form == "adapter" else None),
-        "use_cache": False,
-    }
-    return {"value_at": trees.target_positions, "value_inputs": inputs}
+def _value_reading(held: PolicyAndValue, trees: PromptTrees, segments: Segments | None = None) -> Reading:
+    model, adapter = held.read_by_value, VALUE_ADAPTER if held.form == "adapter" else None
+    if adapter and held.training and held.is_gradient_checkpointing and not reads_trees(model):
+        raise ModelError(
+            f"{type(base_model(model)).__name__} takes padded rows, whose checkpointed layers do not know which "
+            "adapter was at work; set gradient_checkpointing=False, or take the value function 'head' or 'model'."
+        )
+    return reading(model, trees, trees.target_positions, trees.sequence_ids, adapter=adapter, segments=segments)
 
 
-def _rows_before_targets(inputs: dict[str, Any], trees: PromptTrees) -> Tensor:
+def _before_targets(inputs: dict[str, Any], trees: PromptTrees) -> Tensor:
     """(targets,): where, of what the policy's head reads, the hidden state before each target lies."""
     if "logits_to_keep" in inputs:  # positions in order, each once
         return torch.searchsorted(inputs["logits_to_keep"], trees.target_positions)
@@ -329,40 +312,11 @@ def _rows_before_targets(inputs: dict[str, Any], trees: PromptTrees) -> Tensor:
     return trees.sequence_ids * inputs["input_ids"].shape[1] + trees.position_ids[0, trees.target_positions]
 
 
-def _rows(hidden: Tensor, at: Tensor) -> Tensor:
-    """(targets, hidden), by index_select, whose gradient adds up rows that several targets share in a fixed order."""
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, at)
-
-
-def _stack(model: nn.Module) -> nn.Module:
-    """A transformers model without its head."""
-    return base_model(model).base_model
-
-
-@contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module reads while this lasts."""
-    heard: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
-    try:
-        yield heard
-    finally:
-        hook.remove()
-
-
 def _held(model: nn.Module) -> PolicyAndValue:
     held = unwrapped(model)
     if not isinstance(held, PolicyAndValue):
         raise TypeError(f"values need a PolicyAndValue, and this is a {type(held).__name__}; see policy_and_value.")
     return held
-
-
-def _reject_second_passes(held: PolicyAndValue) -> None:
-    if held.form == "adapter" and held.training and held.is_gradient_checkpointing:
-        raise ModelError(
-            f"{type(base_model(held.policy)).__name__} takes padded rows, whose checkpointed layers do not know which "
-            "adapter was at work; set gradient_checkpointing=False, or take the value function 'head' or 'model'."
-        )
 
 
 def _check_value_model(policy: Any, model: Any) -> None:

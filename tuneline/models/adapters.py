@@ -49,17 +49,21 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             module._disable_adapters = False
 
 
-def add_adapter_beside(model: PeftModel, name: str, config: PeftConfig | None = None, *, trains: bool) -> None:
+def add_adapter_beside(
+    model: PeftModel, name: str, config: PeftConfig | None = None, *, trains: bool, is_saved: bool = True
+) -> None:
     """Add an adapter; those that are there stay active, and trained or frozen, as they were.
 
     Args:
         config: by default that of the active adapter, without modules that it trains whole.
         trains: whether the new adapter is trained.
+        is_saved: whether the model lists it (`peft_config`), and so saves and loads it. What serves the policy's
+            training alone should not be part of the policy.
 
     Raises:
         ModelError: an adapter of that name is there.
     """
-    if name in model.peft_config:
+    if name in model.peft_config or adapter_parameters(model, name):
         raise ModelError(f"the model has an adapter named {name!r} already; delete or rename it.")
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     model.add_adapter(name, config if config is not None else _like(model.active_peft_config))
@@ -67,6 +71,9 @@ def add_adapter_beside(model: PeftModel, name: str, config: PeftConfig | None = 
         parameter.requires_grad_(parameter in trained)
     for parameter in adapter_parameters(model, name):
         parameter.requires_grad_(trains)
+    if not is_saved:
+        del model.peft_config[name]
+    _follow_segments(model)
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
@@ -80,7 +87,7 @@ def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     return found
 
 
-def follow_segments(model: nn.Module) -> None:
+def _follow_segments(model: nn.Module) -> None:
     """Let each layer work with the adapter that its call's `Segments` name, in a checkpoint's second pass too."""
     layer: Any
     for stack in base_model(model).base_model.children():
