@@ -2,7 +2,6 @@ import json
 
 import pytest
 from datasets import Dataset, IterableDataset
-from datasets.fingerprint import Hasher
 
 from tests.data.tiny_tokenizers import CHATML_WITH_MARKS, character_tokenizer, merging_tokenizer
 from tuneline.data.tokenize import TokenizationReport, tokenize_for_preference, tokenize_for_reward, tokenize_for_sft
@@ -316,14 +315,3 @@ def test_a_tokenizer_without_template_or_eos_is_refused():
 def test_completion_only_loss_needs_completions():
     with pytest.raises(DataError, match="completion_only_loss=True needs 'prompt' and 'completion'"):
         sft([{"text": "a"}], completion_only_loss=True)
-
-
-def test_the_cache_is_found_again(tmp_path):
-    Dataset.from_list([{"text": "abc"}] * 3).save_to_disk(str(tmp_path))
-    prints = set()
-    for _ in range(2):
-        tokenizer = character_tokenizer()
-        tokenized = tokenize_for_sft(Dataset.load_from_disk(str(tmp_path)), tokenizer, max_length=8)
-        tokenizer(["a", "bc"], truncation=True, max_length=1, padding=True)
-        prints.add((tokenized.dataset._fingerprint, Hasher.hash(tokenizer)))
-    assert len(prints) == 1

@@ -1,8 +1,7 @@
 """Datasets in TRL's formats as token ids: what each trainer reads, with an account of what was cut and dropped.
 
-One batched pass a dataset. Targets are told by position and never by token id, so a padding token that is also the EOS
-token stays a target. What `datasets` is given are module-level functions and plain arguments, so that its cache is
-found again in another process.
+One batched pass a dataset, whose result is found again when the same rows are tokenised alike (see `token_cache`).
+Targets are told by position and never by token id, so a padding token that is also the EOS token stays a target.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data.batches import NUM_KEPT, NUM_WHOLE, REWRITTEN, preference_batch, reward_batch, sft_batch
 from tuneline.data.formats import column_names
 from tuneline.data.rendering import require_eos
+from tuneline.data.token_cache import map_cached
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
 
@@ -213,15 +213,19 @@ def _unknown_format(first: Mapping[str, Any], expected: str) -> DataError:
 def _map(dataset: AnyDataset, function: Callable, arguments: dict[str, Any], num_proc: int | None) -> Tokenized:
     """Tokenise in one pass, drop the rows of which nothing was kept, and count."""
     arguments = {**arguments, "revision": _REVISION}
-    options = {"batched": True, "with_indices": True, "remove_columns": column_names(dataset), "fn_kwargs": arguments}
+    options = {"batched": True, "with_indices": True, "remove_columns": column_names(dataset)}
     counters = [NUM_KEPT, NUM_WHOLE, REWRITTEN]
     if isinstance(dataset, IterableDataset):
-        stream = dataset.map(function, **options).filter(_is_kept, input_columns=[NUM_KEPT]).remove_columns(counters)
+        stream = (
+            dataset.map(function, fn_kwargs=arguments, **options)
+            .filter(_is_kept, input_columns=[NUM_KEPT])
+            .remove_columns(counters)
+        )
         if next(iter(stream), None) is None:
             raise _nothing_left()
         return Tokenized(stream, TokenizationReport(None, None, None, None, None, None))
 
-    mapped = dataset.map(function, num_proc=num_proc, desc="Tokenizing", **options)
+    mapped = map_cached(dataset, function, arguments, num_proc=num_proc, desc="Tokenizing", **options)
     table = mapped.select_columns(counters).with_format("numpy")[:]
     kept, whole = table[NUM_KEPT], table[NUM_WHOLE]
     report = TokenizationReport(
