@@ -1,4 +1,7 @@
-"""`python -m benchmarks dpo|sft|reward|generation|grpo`: the same work with TRL and tuneline, and what each took."""
+"""`python -m benchmarks sft|reward|dpo|generation|grpo|ppo`: the same work with TRL and tuneline, what each took.
+
+`python -m benchmarks all` measures one after the other with the defaults of each; the first that fails ends it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import json
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 import tuneline
-from benchmarks import generation, grpo
+from benchmarks import generation, grpo, ppo
 from benchmarks.options import add_shared_options
 from benchmarks.parts import warn_if_busy
 from benchmarks.report import table_of
@@ -26,20 +30,35 @@ DEFAULT_DATA = ROOT.parent / "shared" / "data" / "hh-harmless.jsonl.gz"
 LOSS_TOLERANCE = 1e-3  # relative; separate sums in float32 drift apart as training goes on
 
 
+WITH_OPTIONS_OF_THEIR_OWN: dict[str, Callable[[list[str], Console], int]] = {
+    "generation": generation.main,  # trains nothing
+    "grpo": grpo.main,
+    "ppo": ppo.main,
+}
+BENCHMARKS = ("sft", "reward", "dpo", *WITH_OPTIONS_OF_THEIR_OWN)
+
+
 def main() -> int:
     console = Console(stderr=True)
     try:
-        if sys.argv[1:2] == ["generation"]:  # trains nothing, and takes other options
-            return generation.main(sys.argv[2:], console)
-        if sys.argv[1:2] == ["grpo"]:
-            return grpo.main(sys.argv[2:], console)
-        return _run(_parser().parse_args(), console)
+        if sys.argv[1:] != ["all"]:
+            return _run(sys.argv[1:], console)
+        for name in BENCHMARKS:
+            if failed := _run([name], console):
+                return failed
+        return 0
     except TunelineError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, markup=True)
         return 2
 
 
-def _run(arguments: argparse.Namespace, console: Console) -> int:
+def _run(words: list[str], console: Console) -> int:
+    if words and words[0] in WITH_OPTIONS_OF_THEIR_OWN:
+        return WITH_OPTIONS_OF_THEIR_OWN[words[0]](words[1:], console)
+    return _run_trainer(_parser().parse_args(words), console)
+
+
+def _run_trainer(arguments: argparse.Namespace, console: Console) -> int:
     versions = _versions(arguments.sides)
     if not arguments.data.is_file():
         raise DataError(
@@ -79,7 +98,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, epilog="generation and grpo have options of their own"
+        prog="python -m benchmarks", description=__doc__, epilog="generation, grpo and ppo have options of their own"
     )
     parser.add_argument("kind", choices=KINDS)
     amount = parser.add_mutually_exclusive_group()

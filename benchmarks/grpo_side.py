@@ -20,12 +20,16 @@ class GRPOMeasurement(PhasedMeasurement):
     @property
     def training_arguments(self) -> dict[str, Any]:
         w = self.workload
-        return self.arguments_of_all_methods | {
-            "gradient_accumulation_steps": w["prompts"] * w["num_generations"] // w["batch_size"],
-            "num_generations": w["num_generations"],
-            "max_completion_length": w["max_completion_length"],
-            "shuffle_dataset": False,
-        }
+        return (
+            self.arguments_of_all_methods
+            | self.sizes
+            | {
+                "gradient_accumulation_steps": w["prompts"] * w["num_generations"] // w["batch_size"],
+                "num_generations": w["num_generations"],
+                "max_completion_length": w["max_completion_length"],
+                "shuffle_dataset": False,
+            }
+        )
 
     def measured(self, log_history: list[dict[str, float]]) -> dict[str, Any]:
         steps = [line for line in log_history if "loss" in line]

@@ -43,17 +43,22 @@ class Measurement(TrainerCallback):
     @property
     def training_arguments(self) -> dict[str, Any]:
         own = {"max_length": self.workload["max_length"], "train_sampling_strategy": "sequential"}
-        return self.arguments_of_all_methods | own
+        return self.arguments_of_all_methods | self.sizes | own
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "per_device_train_batch_size": self.workload["batch_size"],
+            "max_steps": self.workload["steps"] + 1,
+            "logging_steps": 1,
+        }
 
     @property
     def arguments_of_all_methods(self) -> dict[str, Any]:
         return {
             "output_dir": str(self.result.with_suffix("")),
-            "per_device_train_batch_size": self.workload["batch_size"],
-            "max_steps": self.workload["steps"] + 1,
             "learning_rate": self.workload["learning_rate"],
             "gradient_checkpointing": self.workload["gradient_checkpointing"],
-            "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,

@@ -107,8 +107,11 @@ def _train(side: str, kind: str, folder: Path, turn: int) -> dict[str, Any]:
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def run_python(name: str, arguments: list[str], folder: Path, result: Path | None = None) -> str:
-    """What a Python process of this side wrote to its output.
+def run_python(
+    name: str, arguments: list[str], folder: Path, result: Path | None = None, packages: Path | None = None
+) -> str:
+    """What a Python process of this side wrote to its output; `packages` is a folder whose packages go before those
+    that are installed.
 
     Raises:
         StageError: it failed; the message holds the end of what it wrote.
@@ -116,7 +119,7 @@ def run_python(name: str, arguments: list[str], folder: Path, result: Path | Non
     environment = {
         "OMP_WAIT_POLICY": "passive",  # for both sides: spinning threads crawl beside a busy neighbour
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(str(entry) for entry in (packages, ROOT, os.environ.get("PYTHONPATH")) if entry),
         FOLDER: str(folder),
         RESULT: str(result or ""),
         "HF_HUB_OFFLINE": "1",  # also keeps TRL's telemetry at home
