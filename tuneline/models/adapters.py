@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from tuneline.errors import ModelError
 from tuneline.models.layouts import base_model
@@ -74,6 +74,27 @@ def add_adapter_beside(
     if not is_saved:
         del model.peft_config[name]
     _follow_segments(model)
+
+
+def load_adapter_beside(model: PeftModel, name: str, config: PeftConfig, tensors: dict[str, Tensor]) -> None:
+    """Add an adapter with the weights of one that PEFT saved, frozen and no part of what the model saves.
+
+    Raises:
+        ModelError: an adapter of that name is there, or the weights belong to another model.
+    """
+    add_adapter_beside(model, name, config, trains=False)
+    try:
+        result = set_peft_model_state_dict(model, tensors, adapter_name=name)
+    except RuntimeError as error:  # of other sizes
+        raise ModelError(f"the adapter does not fit the model: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        del model.peft_config[name]
+    wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{name}." in key)]
+    if wrong:
+        raise ModelError(
+            f"the adapter does not fit the model: {len(wrong)} tensors are missing or have no place, first "
+            f"{wrong[0]!r}; both must be on the same base model."
+        )
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:

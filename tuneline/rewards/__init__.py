@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuneline.rewards.accuracy import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
+    from tuneline.rewards.adapters import RewardAdapter
     from tuneline.rewards.calling import Pending, RewardFunction, RewardFunctions, Scores, reward_name
     from tuneline.rewards.choosing import get_reward
     from tuneline.rewards.code import get_code_execution_reward, protections
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Pending": "calling",
+    "RewardAdapter": "adapters",
     "RewardFunction": "calling",
     "RewardFunctions": "calling",
     "RewardModel": "models",
@@ -42,6 +44,7 @@ _HOME_OF = {
 
 __all__ = [
     "Pending",
+    "RewardAdapter",
     "RewardFunction",
     "RewardFunctions",
     "RewardModel",

@@ -33,7 +33,7 @@ from tuneline.errors import ConfigError, RewardError
 from tuneline.logging import get_logger
 from tuneline.rewards.batch import Batch
 from tuneline.rewards.choosing import get_reward, is_model_name
-from tuneline.rewards.running import EventLoop, Function, Outcome
+from tuneline.rewards.running import EventLoop, Function, Outcome, SharesPolicy
 from tuneline.rewards.urls import is_url, url_reward
 
 logger = get_logger(__name__)
@@ -68,20 +68,26 @@ class Scores:
 class Pending:
     """Rewards on their way."""
 
-    def __init__(self, threads: list[threading.Thread], finish: Callable[[], Scores]):
+    def __init__(
+        self, threads: list[threading.Thread], of_the_caller: list[Callable[[], None]], finish: Callable[[], Scores]
+    ):
         self._threads = threads
+        self._of_the_caller = of_the_caller
         self._finish = finish
 
     def is_done(self) -> bool:
-        return not any(thread.is_alive() for thread in self._threads)
+        return not self._of_the_caller and not any(thread.is_alive() for thread in self._threads)
 
     def result(self) -> Scores:
-        """Wait for all functions; each is given up after two times its time-out (see `running`).
+        """Call the functions that compute with the policy, and wait for all others; each of these is given up after
+        two times its time-out (see `running`).
 
         Raises:
             RewardError: with `on_error="raise"`, naming the function and the sample.
             ConfigError: a function was given a setting that it cannot work with; no sample is at fault.
         """
+        while self._of_the_caller:
+            self._of_the_caller.pop(0)()
         for thread in self._threads:
             thread.join()
         return self._finish()
@@ -163,14 +169,27 @@ class RewardFunctions:
                     "add the column, or rename one."
                 )
         outcomes: dict[str, Outcome | Exception] = {}
-        threads = []
-        if len(batch):
-            for function in self._functions:
-                work = functools.partial(_work, function, batch, self.timeout, outcomes)
+        threads: list[threading.Thread] = []
+        of_the_caller: list[Callable[[], None]] = []
+        for function in self._functions if len(batch) else []:
+            work = functools.partial(_work, function, batch, self.timeout, outcomes)
+            if isinstance(function.call, SharesPolicy):
+                of_the_caller.append(work)
+            else:
                 threads.append(threading.Thread(target=work, daemon=True, name=f"reward {function.name}"))
         for thread in threads:
             thread.start()
-        return Pending(threads, functools.partial(self._finish, batch, outcomes))
+        return Pending(threads, of_the_caller, functools.partial(self._finish, batch, outcomes))
+
+    def attach(self, policy: nn.Module) -> None:
+        """Tell the functions that compute with the policy of it.
+
+        Raises:
+            ModelError: a policy that one of them cannot use.
+        """
+        for function in self._functions:
+            if isinstance(function.call, SharesPolicy):
+                function.call.attach(policy)
 
     def close(self) -> None:
         """End the event loop; functions that still run are abandoned."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.formats import common_prefix_length
@@ -16,54 +16,32 @@ from tuneline.errors import ModelError
 from tuneline.models.layouts import base_model, prepare_for_trees
 from tuneline.models.loading import load_reward_model, load_tokenizer
 from tuneline.scores import sequence_scores
-from tuneline.trees import Branch, Tree, lay_out
+from tuneline.trees import Branch, PromptTrees, Tree, lay_out
 
 _TOKENS_AT_ONCE = 8192
 
 
-class RewardModel:
-    """The score that a sequence classifier gives to prompt and completion.
+class SequenceScorer:
+    """What scores prompt and completion by a model; a subclass says how trees are scored.
 
     Text ends with the tokenizer's end token and dialogues as their chat template has them end: so a reward model reads
     them in training. Completions of one prompt share it where the model reads trees; other models take padded rows,
     sequences of like length together.
-
-    Args:
-        model: a sequence classifier; of several labels the first is the score. It is put into eval mode, and keeps its
-            device.
-        tokenizer: by default that of the model's folder.
-
-    Raises:
-        ModelError: a model without a configuration, or without a tokenizer.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None):
-        config = getattr(base_model(model), "config", None)
-        if config is None:
-            raise ModelError(
-                f"{type(model).__name__} is no sequence classifier of transformers; wrap it in a function."
-            )
-        name = getattr(config, "_name_or_path", "") or ""
-        if tokenizer is None and not name:
-            raise ModelError("a reward model that was not loaded from a folder needs its tokenizer; give it along.")
-        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
-        self.model = model.eval()
-        self.__name__ = name.rstrip("/").rpartition("/")[2] or type(base_model(model)).__name__
-        text_config = config.get_text_config()
-        if text_config.pad_token_id is None:
-            text_config.pad_token_id = self.tokenizer.pad_token_id or 0
-        self.reads_trees = config.num_labels == 1 and prepare_for_trees(model)
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    reads_trees: bool
+    __name__: str
+
+    def __init__(self) -> None:
         self._lock = threading.Lock()
 
-    @classmethod
-    def load(cls, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> RewardModel:
-        """A model by its name or folder, with one label."""
-        return cls(load_reward_model(name), tokenizer or load_tokenizer(name))
+    def scores(self, trees: PromptTrees) -> Tensor:
+        """(sequences,)"""
+        raise NotImplementedError
 
-    def __reduce__(self) -> tuple:
-        return RewardModel, (self.model, self.tokenizer)
-
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a model that also learns may keep tensors of this pass
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float]:
         """One score a completion."""
         sequences = self._encode(prompts, completions)
@@ -72,7 +50,7 @@ class RewardModel:
         with self._lock:
             for batch in self._batches(prompts, sequences):
                 trees = lay_out([_tree([sequences[i] for i in group]) for group in batch]).to(device)
-                given = sequence_scores(self.model, trees).tolist()
+                given = self.scores(trees).tolist()
                 for i, score in zip([i for group in batch for i in group], given, strict=True):
                     scores[i] = score
         return scores
@@ -101,6 +79,49 @@ class RewardModel:
             batch.append(group)
         if batch:
             yield batch
+
+
+class RewardModel(SequenceScorer):
+    """The score that a sequence classifier gives to prompt and completion.
+
+    Args:
+        model: a sequence classifier; of several labels the first is the score. It is put into eval mode, and keeps its
+            device.
+        tokenizer: by default that of the model's folder.
+
+    Raises:
+        ModelError: a model without a configuration, or without a tokenizer.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None):
+        super().__init__()
+        config = getattr(base_model(model), "config", None)
+        if config is None:
+            raise ModelError(
+                f"{type(model).__name__} is no sequence classifier of transformers; wrap it in a function."
+            )
+        name = getattr(config, "_name_or_path", "") or ""
+        if tokenizer is None and not name:
+            raise ModelError("a reward model that was not loaded from a folder needs its tokenizer; give it along.")
+        self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
+        self.model = model.eval()
+        self.__name__ = name.rstrip("/").rpartition("/")[2] or type(base_model(model)).__name__
+        text_config = config.get_text_config()
+        if text_config.pad_token_id is None:
+            text_config.pad_token_id = self.tokenizer.pad_token_id or 0
+        self.reads_trees = config.num_labels == 1 and prepare_for_trees(model)
+
+    @classmethod
+    def load(cls, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> RewardModel:
+        """A model by its name or folder, with one label."""
+        return cls(load_reward_model(name), tokenizer or load_tokenizer(name))
+
+    def __reduce__(self) -> tuple:
+        return RewardModel, (self.model, self.tokenizer)
+
+    def scores(self, trees: PromptTrees) -> Tensor:
+        """(sequences,), float32."""
+        return sequence_scores(self.model, trees)
 
 
 def _tree(sequences: list[list[int]]) -> Tree:

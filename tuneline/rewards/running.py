@@ -44,6 +44,16 @@ class BoundsItsTime(Protocol):
         ...
 
 
+@runtime_checkable
+class SharesPolicy(Protocol):
+    """A reward function that computes with the policy in training, and so is called by the trainer's own thread, when
+    the policy does nothing else. No time-out ends it."""
+
+    def attach(self, policy: Any) -> None:
+        """Be told of the policy, before training."""
+        ...
+
+
 class _Abandoned(BaseException):
     """Raised in a thread whose time is up."""
 
@@ -112,7 +122,10 @@ class Function:
     def _ask(self, batch: Batch, record: Record, timeout: float) -> Any:
         arguments = self.signature.select(batch.arguments(record))
         deadline = time.monotonic() + timeout
-        answer = self.call(**arguments) if self.is_async else _in_a_thread(self.call, arguments, timeout)
+        if self.is_async or isinstance(self.call, SharesPolicy):
+            answer = self.call(**arguments)
+        else:
+            answer = _in_a_thread(self.call, arguments, timeout)
         if inspect.isawaitable(answer):
             answer = self.loop.run(answer, deadline - time.monotonic())
         return answer
