@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.dpo_config import DPOConfig
     from tuneline.trainers.grpo import GRPOTrainer
     from tuneline.trainers.grpo_config import GRPOConfig
+    from tuneline.trainers.ppo import PPOTrainer
+    from tuneline.trainers.ppo_config import PPOConfig
     from tuneline.trainers.reward import RewardTrainer
     from tuneline.trainers.reward_config import RewardConfig
     from tuneline.trainers.rloo import RLOOTrainer
@@ -40,6 +42,8 @@ _HOME_OF = {
     "DatasetMixtureConfig": "tuneline.data.mixtures",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
+    "PPOConfig": "tuneline.trainers.ppo_config",
+    "PPOTrainer": "tuneline.trainers.ppo",
     "RLOOConfig": "tuneline.trainers.rloo_config",
     "RLOOTrainer": "tuneline.trainers.rloo",
     "RewardConfig": "tuneline.trainers.reward_config",
@@ -68,6 +72,8 @@ __all__ = [
     "DatasetMixtureConfig",
     "GRPOConfig",
     "GRPOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
     "RLOOConfig",
     "RLOOTrainer",
     "RewardConfig",

@@ -45,7 +45,10 @@ def encode_prompts(
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
     """Token ids of the rows' `prompt`, text or messages, the latter with the mark that opens the answer, or open
-    where they end in the beginning of one."""
+    where they end in the beginning of one; or `prompt_input_ids`, where all rows have them."""
+    given = [row.get("prompt_input_ids") for row in rows]
+    if all(ids is not None for ids in given):
+        return [list(ids) for ids in given if ids is not None]
     columns: dict[str, list[Any]] = {"prompt": [row["prompt"] for row in rows]}
     if any(row.get("tools") for row in rows):
         columns["tools"] = [row.get("tools") for row in rows]

@@ -120,7 +120,7 @@ class OnlineTrainer(BaseTrainer):
         self._recorded: set[str] = set()
         self.step_num_items = self.step_num_targets = torch.ones(())
         super().__init__(
-            model=self.trained_module(policy),
+            model=self.trained_module(policy, args),
             args=args,
             data_collator=list,
             train_dataset=train_dataset,
@@ -158,7 +158,7 @@ class OnlineTrainer(BaseTrainer):
         `scored` are this process's."""
         raise NotImplementedError
 
-    def trained_module(self, policy: Any) -> nn.Module:
+    def trained_module(self, policy: Any, args: Any) -> nn.Module:
         """What is trained: the policy, or a module that holds it."""
         return policy
 

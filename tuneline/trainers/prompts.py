@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets import IterableDataset as DatasetsIterable
 from torch.utils.data import IterableDataset, Sampler
+from transformers import PreTrainedTokenizerBase
 
 from tuneline.errors import ConfigError
 from tuneline.trainers.online_config import OnlineConfig
@@ -97,3 +99,27 @@ def with_prompts(rows: Any) -> Any:
     if not isinstance(rows, Dataset) or "prompt" in rows.column_names:
         return rows
     return rows.add_column("prompt", [_EMPTY_PROMPT] * len(rows))
+
+
+def with_decoded_prompts(rows: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Rows that come as tokens (`input_ids`) and without a `prompt`, given its text.
+
+    The tokens are what the policy is asked, as `prompt_input_ids`, without those that an `attention_mask` leaves out;
+    the text, without the token that opens a sequence, is what reward functions read.
+    """
+    if isinstance(rows, dict):
+        return {name: with_decoded_prompts(part, tokenizer) for name, part in rows.items()}
+    names = rows.column_names if isinstance(rows, Dataset | DatasetsIterable) else None
+    if names is None or "prompt" in names or "input_ids" not in names:
+        return rows
+
+    def decode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        prompts = batch["input_ids"]
+        if "attention_mask" in batch:
+            pairs = zip(prompts, batch["attention_mask"], strict=True)
+            prompts = [[i for i, is_kept in zip(ids, mask, strict=True) if is_kept] for ids, mask in pairs]
+        opened = (ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids for ids in prompts)
+        return {"prompt": [tokenizer.decode(ids) for ids in opened], "prompt_input_ids": prompts}
+
+    replaced = [name for name in ("input_ids", "attention_mask") if name in names]
+    return rows.map(decode, batched=True, remove_columns=replaced)
