@@ -11,6 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -37,6 +38,11 @@ def resolve_model(path: str | Path) -> tuple[str, str | None]:
 def load_causal_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
     """A causal language model in float32, unless `init_kwargs` names another dtype."""
     return _load(AutoModelForCausalLM, name, init_kwargs, **kwargs)
+
+
+def load_seq2seq_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
+    """An encoder-decoder language model, as `load_causal_lm`."""
+    return _load(AutoModelForSeq2SeqLM, name, init_kwargs, **kwargs)
 
 
 def load_reward_model(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
