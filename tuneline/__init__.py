@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.dpo_config import DPOConfig
     from tuneline.trainers.grpo import GRPOTrainer
     from tuneline.trainers.grpo_config import GRPOConfig
+    from tuneline.trainers.kto import KTOTrainer
+    from tuneline.trainers.kto_config import KTOConfig
     from tuneline.trainers.ppo import PPOTrainer
     from tuneline.trainers.ppo_config import PPOConfig
     from tuneline.trainers.reward import RewardTrainer
@@ -42,6 +44,8 @@ _HOME_OF = {
     "DatasetMixtureConfig": "tuneline.data.mixtures",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
+    "KTOConfig": "tuneline.trainers.kto_config",
+    "KTOTrainer": "tuneline.trainers.kto",
     "PPOConfig": "tuneline.trainers.ppo_config",
     "PPOTrainer": "tuneline.trainers.ppo",
     "RLOOConfig": "tuneline.trainers.rloo_config",
@@ -72,6 +76,8 @@ __all__ = [
     "DatasetMixtureConfig",
     "GRPOConfig",
     "GRPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
     "PPOConfig",
     "PPOTrainer",
     "RLOOConfig",

@@ -6,8 +6,17 @@ from typing import Any
 import torch
 
 from tests.models import tiny_causal_lm, tiny_reward_model
-from tests.trainers.rows import character_tokenizer, demonstrations, preferences
-from tuneline import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences
+from tuneline import (
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from tuneline.trainers.base import BaseTrainer
 
 QUIET: dict[str, Any] = dict(report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no", logging_steps=1)
@@ -16,7 +25,7 @@ QUIET: dict[str, Any] = dict(report_to="none", disable_tqdm=True, use_cpu=True, 
 def build(
     method: str, folder: Path, *, options: dict[str, Any] | None = None, model: Any = None, **kwargs: Any
 ) -> BaseTrainer:
-    """A trainer for `method`: sft, reward or dpo; `options` go to its configuration."""
+    """A trainer for `method`, such as sft or dpo; `options` go to its configuration."""
     settings = {**QUIET, "output_dir": str(folder), **(options or {})}
     match method:
         case "sft":
@@ -25,6 +34,8 @@ def build(
             trainer, config, rows, make = RewardTrainer, RewardConfig, preferences(margin=True), tiny_reward_model
         case "dpo":
             trainer, config, rows, make = DPOTrainer, DPOConfig, preferences(), tiny_causal_lm
+        case "kto":
+            trainer, config, rows, make = KTOTrainer, KTOConfig, judged(), tiny_causal_lm
         case _:
             raise ValueError(method)
     arguments = {"train_dataset": rows, "processing_class": character_tokenizer(), **kwargs}

@@ -35,3 +35,14 @@ def preferences(num_rows: int = 16, margin: bool = False) -> Dataset:
 
 def demonstrations(num_rows: int = 16) -> Dataset:
     return preferences(num_rows).rename_column("chosen", "completion").remove_columns("rejected")
+
+
+def judged(num_rows: int = 16) -> Dataset:
+    """Single completions with labels, a third of them desirable."""
+    pairs = preferences(num_rows)
+    return Dataset.from_list(
+        [
+            {"prompt": row["prompt"], "completion": row["rejected" if i % 3 else "chosen"], "label": i % 3 == 0}
+            for i, row in enumerate(pairs)
+        ]
+    )

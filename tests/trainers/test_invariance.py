@@ -18,6 +18,9 @@ LOSSES = [
     ("dpo", {"loss_type": "robust", "label_smoothing": 0.1}),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 1.0]}),
     ("dpo", {"use_weighting": True, "ld_alpha": 0.5}),
+    ("kto", {}),
+    ("kto", {"desirable_weight": 1.5, "precompute_ref_log_probs": True}),
+    ("kto", {"loss_type": "apo_zero_unpaired"}),
 ]
 
 

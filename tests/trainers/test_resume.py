@@ -35,6 +35,7 @@ def with_dropout(model):
         ("dpo", {"disable_dropout": False}),
         ("dpo", {"precompute_ref_log_probs": True}),
         ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 2}),
+        ("kto", {"disable_dropout": False}),
     ],
     ids=str,
 )

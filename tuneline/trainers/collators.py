@@ -36,6 +36,13 @@ def collate_preferences(rows: Sequence[Row]) -> PromptTrees:
     return lay_out(trees, columns)
 
 
+def collate_completions(rows: Sequence[Row], completion: str = "completion_ids") -> PromptTrees:
+    """Rows of `prompt_ids` and one completion: a tree a row, with what else the rows have of one number each."""
+    numbers = ("label", "ref_logps", "ref_KL_logps", "density_ratio")
+    columns = {name: torch.tensor([row[name] for row in rows]) for name in numbers if name in rows[0]}
+    return lay_out([Tree(row["prompt_ids"], [Branch(row[completion])]) for row in rows], columns)
+
+
 def collate_scored_pairs(rows: Sequence[Row], pad_token_id: int | None = None) -> PromptTrees:
     """Rows of whole sequences `chosen_ids` and `rejected_ids`, and `margin` if any: what both begin with is shared.
 

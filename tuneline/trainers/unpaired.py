@@ -1,0 +1,54 @@
+"""What KTO and BCO share: rows with one completion and a label, and what is logged of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tuneline.data.completions import tokenize_completions, unpaired
+from tuneline.data.tokenize import Tokenized
+from tuneline.logprobs import TargetLogprobs
+from tuneline.metrics import Recorded
+from tuneline.trainers.base import Mode, Rows
+from tuneline.trainers.offline import ReferencedTrainer
+from tuneline.trees import PromptTrees
+
+
+class UnpairedTrainer(ReferencedTrainer):
+    """Base of the methods whose items are single completions, each labelled desirable or not."""
+
+    reference_column = "ref_logps"
+
+    def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: Any, is_training: bool) -> Tokenized:
+        return tokenize_completions(
+            unpaired(rows, args.dataset_num_proc),
+            tokenizer,
+            ["completion"],
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+            required_columns=["label"],
+            kept_columns=["ref_logps", "ref_KL_logps", "density_ratio"],
+            num_proc=args.dataset_num_proc,
+        )
+
+    @torch.no_grad()
+    def record_completions(
+        self, answers: TargetLogprobs, logps: Tensor, rewards: Tensor, is_desirable: Tensor, trees: PromptTrees
+    ) -> None:
+        """Record what is logged of labelled completions; logps, rewards and is_desirable are (sequences,)."""
+        values: dict[str, Recorded] = {"entropy": answers.entropies}
+        for side, is_side in (("chosen", is_desirable), ("rejected", ~is_desirable)):
+            is_target = is_side[trees.sequence_ids]
+            values[f"logits/{side}"] = ((answers.mean_logits * is_target).sum(), is_target.sum())
+            values[f"logps/{side}"] = ((logps * is_side).sum(), is_side.sum())
+            values[f"rewards/{side}"] = ((rewards * is_side).sum(), is_side.sum())
+        self.record(values)
+
+    def flush_metrics(self, mode: Mode) -> dict[str, float]:
+        metrics = super().flush_metrics(mode)
+        if {"rewards/chosen", "rewards/rejected"} <= metrics.keys():
+            metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        return metrics
