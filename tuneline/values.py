@@ -201,9 +201,12 @@ class PolicyAndValue(HoldsPolicy):
     def get_input_embeddings(self) -> nn.Module:
         return base_model(self.policy).get_input_embeddings()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """As of a transformers model, `options` included; of both models where there are two."""
         for model in self._models():
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
         for model in self._models():

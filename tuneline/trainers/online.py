@@ -50,7 +50,7 @@ class OnlineTrainer(BaseTrainer):
     Args:
         model: a causal language model, its name or folder, or a PEFT model.
         reward_funcs: one or several of: a function with TRL's signature, sync or async; the name of a built-in; a
-            sequence classifier, its name or folder; a URL.
+            sequence classifier, its name or folder; a `RewardAdapter` on the policy's own base; a URL.
         train_dataset, eval_dataset: rows with a `prompt`, text or messages; their other columns go to the rewards.
         reward_processing_classes: tokenizers of reward models, one a function.
         interaction: tools and environments.
@@ -109,6 +109,7 @@ class OnlineTrainer(BaseTrainer):
                 add_reference_adapter(policy)
             elif not isinstance(policy, PeftModel):
                 ref_model = frozen_copy(policy)
+        self.rewards.attach(policy)
         if args.sync_ref_model and ref_model is None:
             raise ConfigError(
                 "sync_ref_model=True moves a reference model of its own, and there is none: it needs beta above 0 and "

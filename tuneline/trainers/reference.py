@@ -54,7 +54,8 @@ class Reference:
         """(targets,), float32; see `token_logprobs`."""
         if self.model is not None:
             return token_logprobs(self.model, trees, temperature=temperature, support=support).logprobs
-        wrapped = self.trainer.model_wrapped
+        # Not DDP's wrapper, which would wait for the other processes: in evaluation they may have less to ask.
+        wrapped = self.trainer.model_wrapped if self.trainer.is_deepspeed_enabled else self.trainer.model
         with _as_reference(policy_of(wrapped)):
             return token_logprobs(wrapped, trees, temperature=temperature, support=support).logprobs
 
