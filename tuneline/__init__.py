@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from tuneline.data.mixtures import DatasetMixtureConfig, ScriptArguments, get_dataset
     from tuneline.data.multimodal import prepare_multimodal_messages
     from tuneline.data.packing import pack_dataset, truncate_dataset
+    from tuneline.trainers.cpo import CPOTrainer
+    from tuneline.trainers.cpo_config import CPOConfig
     from tuneline.trainers.dpo import DPOTrainer
     from tuneline.trainers.dpo_config import DPOConfig
     from tuneline.trainers.grpo import GRPOTrainer
     from tuneline.trainers.grpo_config import GRPOConfig
     from tuneline.trainers.kto import KTOTrainer
     from tuneline.trainers.kto_config import KTOConfig
+    from tuneline.trainers.orpo import ORPOTrainer
+    from tuneline.trainers.orpo_config import ORPOConfig
     from tuneline.trainers.ppo import PPOTrainer
     from tuneline.trainers.ppo_config import PPOConfig
     from tuneline.trainers.reward import RewardTrainer
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "CPOConfig": "tuneline.trainers.cpo_config",
+    "CPOTrainer": "tuneline.trainers.cpo",
     "DPOConfig": "tuneline.trainers.dpo_config",
     "DPOTrainer": "tuneline.trainers.dpo",
     "DatasetMixtureConfig": "tuneline.data.mixtures",
@@ -46,6 +52,8 @@ _HOME_OF = {
     "GRPOTrainer": "tuneline.trainers.grpo",
     "KTOConfig": "tuneline.trainers.kto_config",
     "KTOTrainer": "tuneline.trainers.kto",
+    "ORPOConfig": "tuneline.trainers.orpo_config",
+    "ORPOTrainer": "tuneline.trainers.orpo",
     "PPOConfig": "tuneline.trainers.ppo_config",
     "PPOTrainer": "tuneline.trainers.ppo",
     "RLOOConfig": "tuneline.trainers.rloo_config",
@@ -71,6 +79,8 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "CPOConfig",
+    "CPOTrainer",
     "DPOConfig",
     "DPOTrainer",
     "DatasetMixtureConfig",
@@ -78,6 +88,8 @@ __all__ = [
     "GRPOTrainer",
     "KTOConfig",
     "KTOTrainer",
+    "ORPOConfig",
+    "ORPOTrainer",
     "PPOConfig",
     "PPOTrainer",
     "RLOOConfig",

@@ -31,6 +31,7 @@ class Tree:
 
     prompt_ids: Sequence[int]
     branches: Sequence[Branch]
+    prompt_is_target: bool = False  # its tokens, but for the first, are then targets of the first branch's sequence
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ def lay_out(trees: Sequence[Tree], columns: Mapping[str, Tensor] | None = None) 
         if not alone and prompt_length:
             segments.append((start, prompt_end, start, prompt_end))
             position_ids.append(torch.arange(prompt_length))
+        if tree.prompt_is_target and prompt_length:
+            target_positions.append(torch.arange(start, prompt_end - 1))
+            target_ids.append(torch.tensor(tree.prompt_ids[1:], dtype=torch.long))
+            sequence_ids.append(torch.full((prompt_length - 1,), len(sequence_ends)))
         for branch in tree.branches:
             branch_start, length = len(ids), len(branch.ids)
             ids.extend(branch.ids)

@@ -8,10 +8,14 @@ import torch
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences
 from tuneline import (
+    CPOConfig,
+    CPOTrainer,
     DPOConfig,
     DPOTrainer,
     KTOConfig,
     KTOTrainer,
+    ORPOConfig,
+    ORPOTrainer,
     RewardConfig,
     RewardTrainer,
     SFTConfig,
@@ -36,6 +40,10 @@ def build(
             trainer, config, rows, make = DPOTrainer, DPOConfig, preferences(), tiny_causal_lm
         case "kto":
             trainer, config, rows, make = KTOTrainer, KTOConfig, judged(), tiny_causal_lm
+        case "orpo":
+            trainer, config, rows, make = ORPOTrainer, ORPOConfig, preferences(), tiny_causal_lm
+        case "cpo":
+            trainer, config, rows, make = CPOTrainer, CPOConfig, preferences(), tiny_causal_lm
         case _:
             raise ValueError(method)
     arguments = {"train_dataset": rows, "processing_class": character_tokenizer(), **kwargs}

@@ -21,6 +21,9 @@ LOSSES = [
     ("kto", {}),
     ("kto", {"desirable_weight": 1.5, "precompute_ref_log_probs": True}),
     ("kto", {"loss_type": "apo_zero_unpaired"}),
+    ("orpo", {}),
+    ("cpo", {}),
+    ("cpo", {"loss_type": "simpo", "alpha": 0.1}),
 ]
 
 

@@ -225,7 +225,7 @@ def _losses_of_differences(
     logits = beta * differences
     match loss_type:
         case "sigmoid":  # with smoothing: conservative DPO, Mitchell 2023, "A note on DPO with noisy preferences"
-            return _smoothed_logistic(logits, label_smoothing)
+            return smoothed_logistic(logits, label_smoothing)
         case "sigmoid_norm":  # scores a token, Lambert et al. 2024, arXiv:2411.15124
             return -F.logsigmoid(logits)
         case "hinge":  # Zhao et al. 2023, arXiv:2305.10425, with the margin of Liu et al. 2023, arXiv:2309.06657
@@ -263,10 +263,10 @@ def _losses_of_rewards(chosen: Tensor, rejected: Tensor, beta: float, loss_type:
 
 def _losses_of_quantiles(upper: Tensor, lower: Tensor, beta: float, label_smoothing: float) -> Tensor:
     """(pairs,): quantiles of `upper` above those of `lower`, both (pairs,) (Melnyk et al. 2024, arXiv:2406.05882)."""
-    return _smoothed_logistic(beta * (upper.sort().values - lower.sort().values), label_smoothing)
+    return smoothed_logistic(beta * (upper.sort().values - lower.sort().values), label_smoothing)
 
 
-def _smoothed_logistic(logits: Tensor, label_smoothing: float) -> Tensor:
+def smoothed_logistic(logits: Tensor, label_smoothing: float) -> Tensor:
     """(pairs,): -log sigmoid(logits), a share of the labels taken for wrong."""
     if not label_smoothing:
         return -F.logsigmoid(logits)

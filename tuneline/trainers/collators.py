@@ -36,6 +36,23 @@ def collate_preferences(rows: Sequence[Row]) -> PromptTrees:
     return lay_out(trees, columns)
 
 
+def collate_preferences_with_prompts(rows: Sequence[Row]) -> PromptTrees:
+    """As `collate_preferences`, with the tokens of the prompt as targets of the chosen sequence; column
+    `prompt_lengths` (trees,)."""
+    trees = [
+        Tree(row["prompt_ids"], [Branch(row["chosen_ids"]), Branch(row["rejected_ids"])], prompt_is_target=True)
+        for row in rows
+    ]
+    return lay_out(trees, {"prompt_lengths": torch.tensor([len(row["prompt_ids"]) for row in rows])})
+
+
+def collate_triples(rows: Sequence[Row]) -> PromptTrees:
+    """Rows of `prompt_ids`, `chosen_ids`, `rejected_ids` and, where the loss reads it, `reference_ids`: a tree a
+    row."""
+    sides = [side for side in ("chosen_ids", "rejected_ids", "reference_ids") if side in rows[0]]
+    return lay_out([Tree(row["prompt_ids"], [Branch(row[side]) for side in sides]) for row in rows])
+
+
 def collate_completions(rows: Sequence[Row], completion: str = "completion_ids") -> PromptTrees:
     """Rows of `prompt_ids` and one completion: a tree a row, with what else the rows have of one number each."""
     numbers = ("label", "ref_logps", "ref_KL_logps", "density_ratio")

@@ -17,7 +17,7 @@ from tuneline.losses.preference import dpo_loss, length_desensitized_logps, wpo_
 from tuneline.trainers.base import Rows
 from tuneline.trainers.collators import collate_preferences
 from tuneline.trainers.dpo_config import DPOConfig
-from tuneline.trainers.offline import ReferencedTrainer
+from tuneline.trainers.offline import PairSide, ReferencedTrainer
 from tuneline.trees import PromptTrees
 
 
@@ -93,7 +93,8 @@ class DPOTrainer(ReferencedTrainer):
                 answers.logprobs.detach(), answers.log_probability_mass, trees.sequence_ids, trees.num_sequences
             )
         self.record({"entropy": answers.entropies})
-        self.record_pairs(answers, logps.detach(), self.args.beta * (logps - ref_logps).detach(), trees.sequence_ids)
+        rewards = self.args.beta * (logps - ref_logps).detach()
+        self.record_pairs(answers, PairSide(logps[::2], rewards[::2]), PairSide(logps[1::2], rewards[1::2]), trees)
         return self.add_aux_loss(losses, answers.aux_loss)
 
     def logps(self, logprobs: Tensor, trees: PromptTrees) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -30,6 +30,14 @@ from tuneline.trainers.base import (
 from tuneline.trainers.base_config import OfflineConfig
 from tuneline.trainers.collators import Row
 from tuneline.trainers.reference import Reference, SyncReference, add_reference_adapter, frozen_copy
+from tuneline.trees import PromptTrees
+
+
+class PairSide(NamedTuple):
+    """What is logged of the chosen, or of the rejected, completions of a batch."""
+
+    logps: Tensor  # (pairs,)
+    rewards: Tensor  # (pairs,)
 
 
 class OfflineTrainer(BaseTrainer):
@@ -122,27 +130,36 @@ class OfflineTrainer(BaseTrainer):
 
     @torch.no_grad()
     def record_pairs(
-        self, answers: TargetLogprobs, logps: Tensor, rewards: Tensor, sequence_ids: Tensor, stride: int = 2
+        self,
+        answers: TargetLogprobs,
+        chosen: PairSide,
+        rejected: PairSide,
+        trees: PromptTrees,
+        *,
+        stride: int = 2,
+        is_completion: Tensor | None = None,
     ) -> None:
-        """Record what is logged of pairs: of `stride` sequences the first is the chosen and the second the rejected.
+        """Record what is logged of pairs.
 
         Args:
-            logps, rewards: (sequences,)
-            sequence_ids: (targets,)
+            stride: sequences an item; its first is the chosen one and its second the rejected.
+            is_completion: (targets,), bool, where prompts have targets too.
         """
-        chosen, rejected = rewards[::stride], rewards[1::stride]
-        is_chosen, is_rejected = sequence_ids % stride == 0, sequence_ids % stride == 1
+        sides = trees.sequence_ids % stride
+        is_chosen, is_rejected = sides == 0, sides == 1
+        if is_completion is not None:
+            is_chosen, is_rejected = is_chosen & is_completion, is_rejected & is_completion
         self.record(
             {
                 "mean_token_accuracy": ((answers.is_top1 * is_chosen).sum(), is_chosen.sum()),
                 "logits/chosen": ((answers.mean_logits * is_chosen).sum(), is_chosen.sum()),
                 "logits/rejected": ((answers.mean_logits * is_rejected).sum(), is_rejected.sum()),
-                "logps/chosen": logps[::stride],
-                "logps/rejected": logps[1::stride],
-                "rewards/chosen": chosen,
-                "rewards/rejected": rejected,
-                "rewards/accuracies": (chosen > rejected).float(),
-                "rewards/margins": chosen - rejected,
+                "logps/chosen": chosen.logps,
+                "logps/rejected": rejected.logps,
+                "rewards/chosen": chosen.rewards,
+                "rewards/rejected": rejected.rewards,
+                "rewards/accuracies": (chosen.rewards > rejected.rewards).float(),
+                "rewards/margins": chosen.rewards - rejected.rewards,
             }
         )
 

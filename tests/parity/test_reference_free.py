@@ -1,0 +1,64 @@
+"""ORPO, CPO with SimPO and AlphaPO, and TPO against TRL on the same rows: loss, gradients and metrics, 1e-5."""
+
+import importlib
+import warnings
+
+import pytest
+from datasets import Dataset
+
+import tuneline
+from tests.models import tiny_causal_lm
+from tests.parity.sides import PAIRS, assert_same, train
+
+trl = pytest.importorskip("trl", reason="parity is measured against TRL, which is not installed")
+
+REWARDS = {f"{kind}/{side}" for kind in ("rewards", "logps") for side in ("chosen", "rejected")}
+# TRL's logits/* are means over prompts and padding too
+METRICS = {
+    "ORPO": REWARDS | {"loss", "grad_norm", "rewards/margins", "nll_loss", "log_odds_ratio", "log_odds_chosen"},
+    "CPO": REWARDS | {"loss", "grad_norm", "rewards/margins", "rewards/accuracies"},
+}
+
+
+def experimental(method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is experimental
+        return importlib.import_module(f"trl.experimental.{method.lower()}")
+
+
+def compare(method, folder, rows, model=None, **options):
+    model, rows = model or tiny_causal_lm(), Dataset.from_list(rows)
+    (ours, our_line), (theirs, their_line) = (
+        train(library, method, model, folder, rows, **options) for library in (tuneline, experimental(method))
+    )
+    assert_same(ours, theirs)
+    has_likelihood = options.get("cpo_alpha", 1) and options.get("loss_type") != "alphapo"  # else TRL logs 0
+    names = METRICS[method] | ({"nll_loss"} if has_likelihood else set())
+    assert {name: our_line[name] for name in names} == pytest.approx(
+        {name: their_line[name] for name in names}, rel=1e-5, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"beta": 1.0}, {"max_length": 40}], ids=str)
+def test_orpo(tmp_path, options):
+    # of the rows of which TRL cuts a completion to nothing, here there are none
+    rows = PAIRS[:1] + PAIRS[2:] if "max_length" in options else PAIRS
+    compare("ORPO", tmp_path, rows, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1, "cpo_alpha": 0.3},
+        {"loss_type": "hinge"},
+        {"loss_type": "ipo"},
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0},
+        {"loss_type": "simpo", "label_smoothing": 0.1},
+        {"loss_type": "simpo", "alpha": 0.25},
+        {"loss_type": "alphapo", "alpha": -0.1, "beta": 2.0},
+    ],
+    ids=str,
+)
+def test_cpo(tmp_path, options):
+    compare("CPO", tmp_path, PAIRS, **options)
