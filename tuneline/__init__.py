@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.rloo_config import RLOOConfig
     from tuneline.trainers.sft import SFTTrainer
     from tuneline.trainers.sft_config import SFTConfig
+    from tuneline.trainers.tpo import TPOTrainer
+    from tuneline.trainers.tpo_config import TPOConfig
 
 __version__ = "0.1.0"
 
@@ -63,6 +65,8 @@ _HOME_OF = {
     "SFTConfig": "tuneline.trainers.sft_config",
     "SFTTrainer": "tuneline.trainers.sft",
     "ScriptArguments": "tuneline.data.mixtures",
+    "TPOConfig": "tuneline.trainers.tpo_config",
+    "TPOTrainer": "tuneline.trainers.tpo",
     "apply_chat_template": "tuneline.data.formats",
     "extract_prompt": "tuneline.data.formats",
     "get_dataset": "tuneline.data.mixtures",
@@ -99,6 +103,8 @@ __all__ = [
     "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
+    "TPOConfig",
+    "TPOTrainer",
     "__version__",
     "apply_chat_template",
     "extract_prompt",

@@ -8,7 +8,7 @@ from datasets import Dataset
 
 import tuneline
 from tests.models import tiny_causal_lm
-from tests.parity.sides import PAIRS, assert_same, train
+from tests.parity.sides import PAIRS, as_dialogue, assert_same, chat_tokenizer, train
 
 trl = pytest.importorskip("trl", reason="parity is measured against TRL, which is not installed")
 
@@ -16,6 +16,9 @@ REWARDS = {f"{kind}/{side}" for kind in ("rewards", "logps") for side in ("chose
 # TRL's logits/* are means over prompts and padding too
 METRICS = {
     "ORPO": REWARDS | {"loss", "grad_norm", "rewards/margins", "nll_loss", "log_odds_ratio", "log_odds_chosen"},
+    "TPO": REWARDS
+    | {"loss", "grad_norm", "rewards/margins", "rewards/accuracies", "entropy", "mean_token_accuracy", "num_tokens"}
+    | {"logits/chosen", "logits/rejected"},
     "CPO": REWARDS | {"loss", "grad_norm", "rewards/margins", "rewards/accuracies"},
 }
 
@@ -32,8 +35,9 @@ def compare(method, folder, rows, model=None, **options):
         train(library, method, model, folder, rows, **options) for library in (tuneline, experimental(method))
     )
     assert_same(ours, theirs)
-    has_likelihood = options.get("cpo_alpha", 1) and options.get("loss_type") != "alphapo"  # else TRL logs 0
-    names = METRICS[method] | ({"nll_loss"} if has_likelihood else set())
+    names = METRICS[method]
+    if method == "CPO" and options.get("cpo_alpha", 1) and options.get("loss_type") != "alphapo":  # else TRL logs 0
+        names = names | {"nll_loss"}
     assert {name: our_line[name] for name in names} == pytest.approx(
         {name: their_line[name] for name in names}, rel=1e-5, abs=1e-5
     )
@@ -62,3 +66,31 @@ def test_orpo(tmp_path, options):
 )
 def test_cpo(tmp_path, options):
     compare("CPO", tmp_path, PAIRS, **options)
+
+
+TRIPLES = [pair | {"reference": f" so it is {i}"} for i, pair in enumerate(PAIRS)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1, "tpo_alpha": 0.3, "beta": 0.1},
+        {"loss_type": "hinge"},
+        {"loss_type": "ipo", "beta": 0.5},
+        {"loss_type": "tpo-l", "beta": 2.0, "tpo_l_gamma": 1.0},
+        {"tpo_alpha": 0.0},
+    ],
+    ids=str,
+)
+def test_tpo(tmp_path, options):
+    compare("TPO", tmp_path, TRIPLES, **options)
+
+
+def test_tpo_on_dialogues(tmp_path):
+    rows = [
+        as_dialogue({k: v for k, v in row.items() if k != "reference"})
+        | {"reference": [{"role": "assistant", "content": row["reference"]}]}
+        for row in TRIPLES
+    ]
+    compare("TPO", tmp_path, rows, model=tiny_causal_lm(vocab_size=128), tokenizer=chat_tokenizer())

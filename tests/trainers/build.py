@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tests.models import tiny_causal_lm, tiny_reward_model
-from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences
+from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences, triples
 from tuneline import (
     CPOConfig,
     CPOTrainer,
@@ -20,6 +20,8 @@ from tuneline import (
     RewardTrainer,
     SFTConfig,
     SFTTrainer,
+    TPOConfig,
+    TPOTrainer,
 )
 from tuneline.trainers.base import BaseTrainer
 
@@ -44,6 +46,8 @@ def build(
             trainer, config, rows, make = ORPOTrainer, ORPOConfig, preferences(), tiny_causal_lm
         case "cpo":
             trainer, config, rows, make = CPOTrainer, CPOConfig, preferences(), tiny_causal_lm
+        case "tpo":
+            trainer, config, rows, make = TPOTrainer, TPOConfig, triples(), tiny_causal_lm
         case _:
             raise ValueError(method)
     arguments = {"train_dataset": rows, "processing_class": character_tokenizer(), **kwargs}

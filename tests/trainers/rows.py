@@ -46,3 +46,9 @@ def judged(num_rows: int = 16) -> Dataset:
             for i, row in enumerate(pairs)
         ]
     )
+
+
+def triples(num_rows: int = 16) -> Dataset:
+    """Pairs with a gold response."""
+    rows = preferences(num_rows)
+    return rows.add_column("reference", [f" exactly {i * i}" + " or so" * (i % 3) for i in range(num_rows)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from torch.testing import assert_close
 
@@ -9,7 +10,7 @@ from tests.models import tiny_causal_lm
 from tests.trainers.build import QUIET, build, weights
 from tests.trainers.rows import character_tokenizer, preferences
 from tuneline import CPOConfig, CPOTrainer
-from tuneline.errors import ConfigError
+from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import token_logprobs
 from tuneline.trainers.orpo import is_completion
 
@@ -22,7 +23,8 @@ PAIR_METRICS = {
 
 
 @pytest.mark.parametrize(
-    ("method", "own"), [("orpo", {"nll_loss", "log_odds_ratio", "log_odds_chosen"}), ("cpo", {"nll_loss"})]
+    ("method", "own"),
+    [("orpo", {"nll_loss", "log_odds_ratio", "log_odds_chosen"}), ("cpo", {"nll_loss"}), ("tpo", {"entropy"})],
 )
 def test_metrics_have_the_names_of_trl(method, own, tmp_path):
     trainer = build(method, tmp_path, options={"max_steps": 1})
@@ -60,7 +62,7 @@ def test_completions_are_cut_and_counted(method, tmp_path):
     assert trainer.tokenization_reports["train_dataset"].num_truncated == 16
 
 
-@pytest.mark.parametrize("method", ["orpo", "cpo"])
+@pytest.mark.parametrize("method", ["orpo", "cpo", "tpo"])
 def test_only_an_adapter_trains(method, tmp_path):
     trainer = build(method, tmp_path, options={"max_steps": 2, "learning_rate": 1e-3}, peft_config=LORA)
     before = weights(trainer)
@@ -72,7 +74,7 @@ def test_only_an_adapter_trains(method, tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("orpo", {"beta": 1.0}), ("cpo", {"loss_type": "simpo", "beta": 2.0, "cpo_alpha": 0.0})],
+    [("orpo", {"beta": 1.0}), ("cpo", {"loss_type": "simpo", "beta": 2.0, "cpo_alpha": 0.0}), ("tpo", {"beta": 1.0})],
     ids=str,
 )
 def test_it_learns_which_completions_are_preferred(method, options, tmp_path):
@@ -102,6 +104,7 @@ def test_a_model_may_come_from_a_function(tmp_path):
         ("cpo", {"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
         ("cpo", {"beta": -1.0}, "beta"),
         ("orpo", {"beta": 0.0}, "beta"),
+        ("tpo", {"loss_type": "simpo"}, "tpo-l"),
     ],
     ids=str,
 )
@@ -122,3 +125,20 @@ def test_prompts_may_be_what_pairs_begin_with(tmp_path):
     )
     ids = [build("cpo", tmp_path, train_dataset=rows).train_dataset["prompt_ids"][:] for rows in (explicit, implicit)]
     assert ids[0] == ids[1]
+
+
+def test_a_gold_response_is_computed_only_where_it_counts(tmp_path):
+    with_it, without = (build("tpo", tmp_path, options={"tpo_alpha": alpha}) for alpha in (1.0, 0.0))
+    assert "reference_ids" in with_it.train_dataset.column_names
+    assert "reference_ids" not in without.train_dataset.column_names
+
+
+def test_a_gold_response_has_to_begin_with_the_implicit_prompt(tmp_path):
+    rows = [{"chosen": "ask me? yes", "rejected": "ask me? no", "reference": "ask you? well"}]
+    with pytest.raises(DataError, match="give a 'prompt'"):
+        build("tpo", tmp_path, train_dataset=Dataset.from_list(rows))
+
+
+def test_rows_without_a_gold_response_are_refused(tmp_path):
+    with pytest.raises(DataError, match="reference"):
+        build("tpo", tmp_path, train_dataset=preferences())

@@ -38,6 +38,7 @@ def with_dropout(model):
         ("kto", {"disable_dropout": False}),
         ("orpo", {"disable_dropout": False}),
         ("cpo", {}),
+        ("tpo", {}),
     ],
     ids=str,
 )
