@@ -8,6 +8,7 @@ from within the model's forward, it works under DDP, FSDP, autocast and adapters
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tuneline.products import linear
 
 Objective = Literal["nll", "dft", "weighted"]
 
@@ -64,7 +67,7 @@ class TargetHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.question is None:
-            return super().forward(hidden)
+            return linear(hidden, self.weight, self.bias)
         q = self.question
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
@@ -221,7 +224,7 @@ class _Gradients:
             self.bias += upstream_TV.sum(0)
         upstream_TV = upstream_TV.to(self.source.dtype)
         if self.hidden is not None:
-            torch.matmul(upstream_TV, self.source_weight, out=self.hidden[rows])
+            self.hidden[rows] = linear(upstream_TV, self.source_weight.T)
         if self.weight is not None:
             if self.source.dtype == torch.float32:
                 self.weight.addmm_(upstream_TV.T, self.source[rows])
@@ -235,7 +238,7 @@ class _Gradients:
 
 
 def _logits(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    logits_TV = F.linear(hidden_TH, weight_VH, bias_V).float()
+    logits_TV = linear(hidden_TH, weight_VH, bias_V).float()
     return logits_TV if temperature == 1.0 else logits_TV.div_(temperature)
 
 
@@ -251,7 +254,7 @@ def leave_out_of_support(logits_TV: Tensor, support: Tensor) -> None:
 
 def _chunks(num_targets: int, weight: Tensor) -> Iterator[slice]:
     elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cuda"])
-    size = max(16, elements // weight.shape[0])
+    size = max(16, 1 << round(math.log2(elements / weight.shape[0])))
     for start in range(0, num_targets, size):
         yield slice(start, min(start + size, num_targets))
 

@@ -12,6 +12,7 @@ from tuneline.attention import Segments, reading_trees
 from tuneline.heads import Objective, Question, TargetHead, leave_out_of_support
 from tuneline.losses.sft import dft_loss, nll_loss
 from tuneline.models.layouts import output_head, pad_token_id
+from tuneline.products import fill_up
 from tuneline.trees import PromptTrees, pad_out
 
 
@@ -53,6 +54,7 @@ def token_logprobs(
         call: called with the model's inputs in its place, for one that answers more than this.
     """
     call = model if call is None else call
+    trees = trees if with_aux_loss else fill_up(trees)  # load balancing counts every token of the row
     router = {"output_router_logits": True} if with_aux_loss else {}
     # the first tokens of all branches are predicted at the end of their prompt, which the model hands over once
     positions, rows = trees.target_positions.unique(return_inverse=True)

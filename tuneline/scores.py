@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tuneline.attention import Segments, reading_trees
 from tuneline.heads import ScoreHead
 from tuneline.models.layouts import pad_token_id, score_head
+from tuneline.products import fill_up
 from tuneline.trees import PromptTrees, pad_out
 
 
@@ -20,6 +21,7 @@ def sequence_scores(model: nn.Module, trees: PromptTrees) -> Tensor:
     if not isinstance(head, ScoreHead):
         rows = pad_out(trees, pad_token_id(model))
         return model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, 0].float()
+    trees = fill_up(trees)
     segments = Segments(trees.segments, trees.num_tokens, read=trees.sequence_ends.unique())
     with head.asked(trees.sequence_ends), reading_trees():
         output = model(input_ids=trees.input_ids, position_ids=trees.position_ids, segments=segments, use_cache=False)

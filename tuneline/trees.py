@@ -102,6 +102,20 @@ class PromptTrees:
             columns={name: column[: kept[len(column)]] for name, column in self.columns.items()},
         )
 
+    def filled_to(self, num_tokens: int) -> PromptTrees:
+        """The same trees in a longer row, with a segment behind them that nothing reads."""
+        missing = num_tokens - self.num_tokens
+        if missing <= 0:
+            return self
+        filler = self.input_ids.new_zeros(1, missing)
+        start, end = self.num_tokens, num_tokens
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, filler], 1),
+            position_ids=torch.cat([self.position_ids, filler], 1),
+            segments=torch.cat([self.segments, self.segments.new_tensor([[start, end, start, end]])]),
+        )
+
     def target_counts(self) -> Tensor:
         """(sequences,): the number of targets of each sequence."""
         return torch.bincount(self.sequence_ids, minlength=self.num_sequences)

@@ -11,6 +11,7 @@ from tests.models import tiny_causal_lm
 from tuneline.heads import Question, TargetHead
 from tuneline.logprobs import token_logprobs
 from tuneline.models.layouts import prepare_for_trees
+from tuneline.products import fill_up
 from tuneline.trees import Branch, Tree, lay_out
 
 
@@ -101,7 +102,8 @@ def test_logits_never_exist_forward_or_backward(monkeypatch):
     model = tiny_causal_lm("llama", vocab_size=vocab)
     prepare_for_trees(model)
     trees = lay_out([Tree([5, 6], [Branch(list(range(2, 22))), Branch(list(range(3, 23)))]) for _ in range(rows)])
-    largest_known = max(model.lm_head.weight.numel(), trees.num_tokens * model.config.intermediate_size)
+    num_tokens = fill_up(trees).num_tokens
+    largest_known = max(model.lm_head.weight.numel(), num_tokens * model.config.intermediate_size)
     with LargestTensor() as seen:
         for answers in (token_logprobs(model, trees).logprobs, token_logprobs(model, trees, objective="nll").losses):
             answers.sum().backward()

@@ -14,6 +14,7 @@ from tuneline.attention import Segments, reading_trees
 from tuneline.heads import ScoreHead, TargetHead
 from tuneline.models.adapters import active_adapter
 from tuneline.models.layouts import base_model, output_head, pad_token_id, score_head
+from tuneline.products import fill_up
 from tuneline.trees import PromptTrees, pad_out
 
 
@@ -50,6 +51,7 @@ def reading(
         rows = pad_out(trees, pad_token_id(model))
         at = sequence_ids * rows.input_ids.shape[1] + trees.position_ids[0, positions]
         return Reading({"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}, at)
+    trees = fill_up(trees)
     if segments is None:
         segments = Segments(trees.segments, trees.num_tokens, read=positions.unique())
     inputs = {

@@ -17,6 +17,7 @@ from tuneline.errors import ModelError
 from tuneline.heads import ScoreHead, TargetHead
 from tuneline.logging import get_logger
 from tuneline.models.last_layer import narrow_last_layer
+from tuneline.products import FastLinear, use_fast_products
 
 logger = get_logger(__name__)
 
@@ -50,7 +51,7 @@ def prepare_for_trees(model: nn.Module) -> bool:
         head.original_module = ScoreHead.sharing(head.original_module)
         for adapter, copy in head.modules_to_save.items():
             head.modules_to_save[adapter] = ScoreHead.sharing(copy)
-    elif type(head) is nn.Linear:
+    elif type(head) in (nn.Linear, FastLinear):
         setattr(base, head_name, (ScoreHead if head_name == "score" else TargetHead).sharing(head))
     else:
         raise ModelError(
@@ -59,6 +60,7 @@ def prepare_for_trees(model: nn.Module) -> bool:
             "quantisation."
         )
     narrow_last_layer(base)
+    use_fast_products(base)
     logger.info("%s reads prompt trees", type(base).__name__)
     return True
 

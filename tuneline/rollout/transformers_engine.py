@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tuneline.errors import ConfigError, DataError
+from tuneline.products import use_fast_products
 from tuneline.rollout.cache import ROW_ATTENTION, RowCache
 from tuneline.rollout.drawing import BLOCK, check_sampling, draw, num_blocks, penalize_repetition
-from tuneline.rollout.products import fast_products
 from tuneline.rollout.protocol import Completion, Request, Sampling
 from tuneline.rollout.readable import readable_model
 
@@ -292,9 +292,10 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
     model.eval()
+    use_fast_products(model)
     model.set_attn_implementation(ROW_ATTENTION)
     try:
-        with torch.no_grad(), fast_products(model.device):
+        with torch.no_grad():
             yield
     finally:
         model.set_attn_implementation(attention)
