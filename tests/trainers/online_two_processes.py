@@ -3,13 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
+from tests.models import tiny_reward_model
 from tests.trainers.build import weights
 from tests.trainers.online import build_online, questions
+from tests.trainers.ppo import build_ppo
 from tuneline.rollout.protocol import Completion
 from tuneline.rollout.scripted import ScriptedEngine
 from tuneline.trainers.online import OnlineTrainer
@@ -36,9 +39,9 @@ def make(method: str, per_device: str, options: str, folder: str) -> OnlineTrain
         given["peft_config"] = LoraConfig(
             r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
         )
-    return build_online(
-        method,
-        Path(folder),
+    if given.pop("value_model", False):
+        given["value_model"] = tiny_reward_model()
+    settings: dict[str, Any] = dict(
         max_steps=3,
         per_device_train_batch_size=int(per_device),
         gradient_accumulation_steps=2,
@@ -50,8 +53,10 @@ def make(method: str, per_device: str, options: str, folder: str) -> OnlineTrain
         learning_rate=0.05,
         optim="sgd",
         lr_scheduler_type="constant",
-        **given,
     )
+    if method == "ppo":
+        return build_ppo(Path(folder), **{**settings, **given})
+    return build_online(method, Path(folder), **{**settings, **given})
 
 
 def main(method: str, per_device: str, options: str, folder: str) -> None:
