@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tuneline.chat_templates.checks import supports_tool_calling
+    from tuneline.chat_templates.families import get_training_chat_template
     from tuneline.data.formats import (
         apply_chat_template,
         extract_prompt,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tuneline.data.mixtures import DatasetMixtureConfig, ScriptArguments, get_dataset
     from tuneline.data.multimodal import prepare_multimodal_messages
     from tuneline.data.packing import pack_dataset, truncate_dataset
+    from tuneline.models.loading import clone_chat_template
     from tuneline.trainers.cpo import CPOTrainer
     from tuneline.trainers.cpo_config import CPOConfig
     from tuneline.trainers.dpo import DPOTrainer
@@ -68,8 +71,10 @@ _HOME_OF = {
     "TPOConfig": "tuneline.trainers.tpo_config",
     "TPOTrainer": "tuneline.trainers.tpo",
     "apply_chat_template": "tuneline.data.formats",
+    "clone_chat_template": "tuneline.models.loading",
     "extract_prompt": "tuneline.data.formats",
     "get_dataset": "tuneline.data.mixtures",
+    "get_training_chat_template": "tuneline.chat_templates.families",
     "is_conversational": "tuneline.data.formats",
     "is_conversational_from_value": "tuneline.data.formats",
     "maybe_apply_chat_template": "tuneline.data.formats",
@@ -78,6 +83,7 @@ _HOME_OF = {
     "maybe_unpair_preference_dataset": "tuneline.data.formats",
     "pack_dataset": "tuneline.data.packing",
     "prepare_multimodal_messages": "tuneline.data.multimodal",
+    "supports_tool_calling": "tuneline.chat_templates.checks",
     "truncate_dataset": "tuneline.data.packing",
     "unpair_preference_dataset": "tuneline.data.formats",
 }
@@ -107,8 +113,10 @@ __all__ = [
     "TPOTrainer",
     "__version__",
     "apply_chat_template",
+    "clone_chat_template",
     "extract_prompt",
     "get_dataset",
+    "get_training_chat_template",
     "is_conversational",
     "is_conversational_from_value",
     "maybe_apply_chat_template",
@@ -117,6 +125,7 @@ __all__ = [
     "maybe_unpair_preference_dataset",
     "pack_dataset",
     "prepare_multimodal_messages",
+    "supports_tool_calling",
     "truncate_dataset",
     "unpair_preference_dataset",
 ]

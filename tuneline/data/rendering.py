@@ -161,7 +161,7 @@ def tokenize_with_assistant_masks(
         DataError: a value is no dialogue, or the template refuses it.
     """
     template = require_template(tokenizer, chat_template)
-    if not _GENERATION_MARK.search(template):
+    if not has_generation_markers(template):
         raise ModelError(
             "assistant_only_loss=True needs a chat template that marks the assistant's words with {% generation %} and "
             "{% endgeneration %}, and this one has no such marks; give one with chat_template_path, or train on "
@@ -181,6 +181,12 @@ def tokenize_with_assistant_masks(
         ids.append(list(encoded["input_ids"]))
         masks.append(list(encoded["assistant_masks"]))
     return ids, masks
+
+
+def has_generation_markers(chat_template: str | Mapping[str, str]) -> bool:
+    """Whether a chat template marks what the assistant says; of several by name, the default one is looked at."""
+    text = chat_template if isinstance(chat_template, str) else chat_template["default"]
+    return _GENERATION_MARK.search(text) is not None
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:

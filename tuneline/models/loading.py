@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -101,18 +103,50 @@ def take_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     if path.endswith(".jinja"):
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
         return
-    source = load_tokenizer(path)
+    clone_chat_template(model, tokenizer, path)
+
+
+def clone_chat_template(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source_tokenizer_path: str,
+    resize_to_multiple_of: int | None = 64,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
+    """Give a tokenizer the chat template, the added tokens and the end token of another, and its model rows for them.
+
+    Name, arguments and result are TRL's. An embedding that has room for all tokens keeps its size, where TRL would cut
+    it; of one that grows, the tokenizer names the spare rows `<extra_id_0>` and so on.
+
+    Args:
+        resize_to_multiple_of: what the number of rows is rounded up to, in rows; None rounds nothing.
+
+    Returns:
+        The model and the tokenizer, changed in place, and the ids of the tokens that were added.
+
+    Raises:
+        ModelError: the other tokenizer cannot be loaded.
+        ConfigError: it has no chat template.
+    """
+    source = load_tokenizer(source_tokenizer_path)
     if source.chat_template is None:
-        raise ConfigError(f"chat_template_path={path!r}: that tokenizer has no chat template; name one that has.")
+        raise ConfigError(
+            f"chat_template_path={source_tokenizer_path!r}: that tokenizer has no chat template; name one that has."
+        )
     tokenizer.chat_template = source.chat_template
     known = tokenizer.get_vocab()
-    tokenizer.add_tokens([t for t in source.added_tokens_decoder.values() if t.content not in known])
+    added = [token for token in source.added_tokens_decoder.values() if token.content not in known]
+    tokenizer.add_tokens(added)
     tokenizer.eos_token = source.eos_token
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    model.config.eos_token_id = tokenizer.eos_token_id
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=resize_to_multiple_of)
+        names = (f"<extra_id_{i}>" for i in count())
+        while len(tokenizer) < model.get_input_embeddings().num_embeddings:
+            spare = AddedToken(next(names))
+            added += [spare] * tokenizer.add_tokens(spare)  # 0 for a name that it has already
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer, tokenizer.convert_tokens_to_ids([token.content for token in added])
 
 
 def add_adapter(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:

@@ -9,6 +9,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from tuneline.chat_templates.masking import masking_template
 from tuneline.data.packing import pack_dataset
 from tuneline.data.tokenize import Tokenized, tokenize_for_sft
 from tuneline.errors import ConfigError
@@ -79,6 +80,7 @@ class SFTTrainer(BaseTrainer):
                 model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
             )
         tokenizer = ready_tokenizer(processing_class, model, args, args.eos_token, args.chat_template_path)
+        chat_template = masking_template(tokenizer) if args.assistant_only_loss else None
         model = add_adapter(model, peft_config)
         reject_prompt_learning(model)
 
@@ -97,6 +99,7 @@ class SFTTrainer(BaseTrainer):
                 assistant_only_loss=args.assistant_only_loss,
                 formatting_func=formatting_func,
                 eos_token=args.eos_token,
+                chat_template=chat_template,
                 num_proc=args.dataset_num_proc,
             )
             dataset = tokenized.dataset
