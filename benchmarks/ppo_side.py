@@ -67,18 +67,23 @@ class PPOMeasurement(PhasedMeasurement):
             return kind.from_pretrained(self.folder / name, dtype=torch.float32)
 
         return Models(
-            tokenizer=AutoTokenizer.from_pretrained(self.folder / "model"),
+            tokenizer=AutoTokenizer.from_pretrained(self.folder / "model", padding_side="left"),  # as TRL wants it
             policy=load(AutoModelForCausalLM, "model"),
             value_model=load(AutoModelForSequenceClassification, "reward_model"),
             reward_model=load(AutoModelForSequenceClassification, "reward_model"),
         )
 
     def optimizers(self, models: Models, *, updates_a_step: int) -> tuple[Any, Any]:
-        """AdamW, whose learning rate is 0 in the first step; the schedule moves so many times a step."""
+        """AdamW as both sides have it, but with a learning rate of 0 in the first step; the schedule moves so many times
+        a step."""
         parameters = [*models.policy.parameters(), *models.value_model.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=self.workload["learning_rate"], weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=self.workload["learning_rate"], weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: float(n >= updates_a_step))
         return optimizer, schedule
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.phases.watch("optimizer", kwargs["optimizer"], "step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._num_updates += 1
@@ -111,13 +116,17 @@ def make_tuneline_trainer(measurement: PPOMeasurement, models: Models, script: S
     from datasets import Dataset
 
     from tuneline import PPOConfig, PPOTrainer
+    from tuneline.trainers import ppo
 
+    if part == "update":
+        ppo.shuffled_mini_batches = in_order
     w = measurement.workload
     measurement.updates = updates = w["num_mini_batches"] * w["num_ppo_epochs"]
     args = PPOConfig(
         **measurement.training_arguments,
         per_device_train_batch_size=w["episodes"] // w["num_mini_batches"],
         gradient_accumulation_steps=1,
+        local_rollout_forward_batch_size=w["rollout_batch_size"],
         max_steps=(w["steps"] + 1) * updates,
         logging_steps=updates,
         shuffle_dataset=False,
@@ -142,6 +151,12 @@ def make_tuneline_trainer(measurement: PPOMeasurement, models: Models, script: S
     trainer.collector.timed = measurement.phases.timed
     measurement.phases.watch("forward", trainer, "compute_loss")
     return trainer
+
+
+def in_order(num_rollouts: int, num_mini_batches: int, **options: Any) -> list[list[int]]:
+    """In place of tuneline's `shuffled_mini_batches`: neighbours together, as TRL's side has them here."""
+    size = num_rollouts // num_mini_batches
+    return [list(range(start, start + size)) for start in range(0, num_rollouts, size)]
 
 
 def main(side: str, part: str) -> None:

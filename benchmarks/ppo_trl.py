@@ -99,4 +99,3 @@ def _watch(measurement: PPOMeasurement, trainer: Any, module: Any, phase_of_gene
 
     module.forward, module.get_reward = timed_forward, timed_reward
     module.selective_log_softmax = timed_log_softmax
-    phases.watch("optimizer", trainer.optimizer, "step")

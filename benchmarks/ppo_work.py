@@ -66,7 +66,6 @@ def prepare(workload: PPOWorkload, folder: Path) -> dict[str, PPOPart]:
 
     pairs = read_pairs(Path(workload.data))
     trained = make_tokenizer([row["prompt"] + row[side] for row in pairs for side in ("chosen", "rejected")])
-    trained.padding_side = "left"  # as TRL's PPO wants prompts
     # Policy and reward model are two models; the value model starts from the reward model, as is usual.
     for name, kind, seed in (("model", "ppo", workload.seed), ("reward_model", "reward", workload.seed + 1)):
         model = make_model(kind, seed, trained)
