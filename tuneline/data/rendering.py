@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data.formats import Messages, common_prefix_length, is_messages, is_sharegpt, render_dialogue, to_messages
 from tuneline.errors import DataError, ModelError
 
+_REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError)  # what templates raise at what they do not take
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -142,7 +143,7 @@ def render(
         try:
             options = {"add_generation_prompt": add_generation_prompt, **arguments[i]}
             texts.append(render_dialogue(tokenizer, values[i], **options))
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        except _REFUSALS as error:
             raise _refused(rows, i, error) from error
     return texts
 
@@ -167,20 +168,39 @@ def tokenize_with_assistant_masks(
             "{% endgeneration %}, and this one has no such marks; give one with chat_template_path, or train on "
             "prompt and completion."
         )
-    ids, masks = [], []
-    for i, arguments in enumerate(rows.template_arguments(chat_template)):
-        messages = values[i]
-        if isinstance(messages, str):
+    alike: dict[str, list[int]] = {}  # rows that give the template the same arguments go in one call
+    arguments = rows.template_arguments(chat_template)
+    for i, given in enumerate(arguments):
+        if isinstance(values[i], str):
             raise rows.error(i, "text", "is plain text, and assistant_only_loss=True needs messages")
-        try:
-            encoded: Any = tokenizer.apply_chat_template(
-                messages, return_dict=True, return_assistant_tokens_mask=True, **arguments
-            )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
-            raise _refused(rows, i, error) from error
-        ids.append(list(encoded["input_ids"]))
-        masks.append(list(encoded["assistant_masks"]))
+        alike.setdefault(json.dumps(given, sort_keys=True, default=str), []).append(i)
+    ids: list[list[int]] = [[]] * len(values)
+    masks: list[list[int]] = [[]] * len(values)
+    for which in alike.values():
+        encoded = _encoded(tokenizer, rows, values, which, arguments[which[0]])
+        for i, tokens, mask in zip(which, encoded["input_ids"], encoded["assistant_masks"], strict=True):
+            ids[i], masks[i] = tokens, mask
     return ids, masks
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    values: Sequence[Any],
+    which: Sequence[int],
+    arguments: Mapping[str, Any],
+) -> Any:
+    """The dialogues that `which` names, as token ids and masks; one that the template refuses is told by its row."""
+    options = {**arguments, "return_dict": True, "return_assistant_tokens_mask": True}
+    try:
+        return tokenizer.apply_chat_template([values[i] for i in which], **options)
+    except _REFUSALS:
+        for i in which:
+            try:
+                tokenizer.apply_chat_template([values[i]], **options)
+            except _REFUSALS as error:
+                raise _refused(rows, i, error) from error
+        raise
 
 
 def has_generation_markers(chat_template: str | Mapping[str, str]) -> bool:
