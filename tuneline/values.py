@@ -33,6 +33,7 @@ from tuneline.models.layouts import (
     unwrapped,
 )
 from tuneline.models.loading import disable_dropout, load_reward_model
+from tuneline.models.saved_adapter import read_scored_adapter
 from tuneline.trees import PromptTrees
 
 Form = Literal["head", "model", "adapter"]
@@ -94,14 +95,15 @@ class PolicyAndValue(HoldsPolicy):
         return cls(policy, "model", value_model=model)
 
     @classmethod
-    def with_adapter(cls, policy: PeftModel, config: PeftConfig | None = None) -> PolicyAndValue:
+    def with_adapter(cls, policy: PeftModel, start: PeftConfig | str | None = None) -> PolicyAndValue:
         """Values by an adapter named `value` beside the policy's, and a head of its own.
 
         Args:
-            config: of the new adapter; by default like the policy's, without modules that it trains whole.
+            start: the configuration of a new adapter; the folder of one that `RewardTrainer` saved, whose weights and
+                head are where it starts; or None for a new one like the policy's, without modules that it trains whole.
 
         Raises:
-            ModelError: a policy without adapters, or with one named `value`.
+            ModelError: a policy without adapters, or with one named `value`; a saved adapter of another model.
         """
         if not isinstance(policy, PeftModel):
             raise ModelError(
@@ -109,8 +111,15 @@ class PolicyAndValue(HoldsPolicy):
                 "pass peft_config, or take the value function 'head' or 'model'."
             )
         prepare_for_trees(policy)
-        add_adapter_beside(policy, VALUE_ADAPTER, config, trains=True, is_saved=False)
-        return cls(policy, "adapter")
+        if not isinstance(start, str):
+            add_adapter_beside(policy, VALUE_ADAPTER, start, trains=True, is_saved=False)
+            return cls(policy, "adapter")
+        saved = read_scored_adapter(start)
+        saved.load_beside(policy, VALUE_ADAPTER, trains=True)
+        both = cls(policy, "adapter")
+        assert both.value_head is not None
+        both.value_head.load_state_dict(saved.head.state_dict(), strict=False)  # which may have no bias
+        return both
 
     def forward(self, *, value_at: Tensor | None = None, value_reading: Reading | None = None, **inputs: Any) -> Any:
         """The policy's output; with one of the first two, a pair: the policy's output and the values.
@@ -228,7 +237,8 @@ def policy_and_value(
     Args:
         policy: a causal language model, or a PEFT model of one; its own module, changed in place.
         value_model: of the form `model`, a sequence classifier with one label, its name or folder; of `adapter`, the
-            configuration of the value's adapter, or None for one like the policy's.
+            configuration of the value's adapter, the folder of a saved reward adapter that it starts from, or None for
+            one like the policy's.
         form: see the module.
 
     Raises:
@@ -240,10 +250,12 @@ def policy_and_value(
             return PolicyAndValue.with_head(policy)
         case "model" if isinstance(value_model, nn.Module | str):
             return PolicyAndValue.with_model(policy, value_model)
-        case "adapter" if value_model is None or isinstance(value_model, PeftConfig):
+        case "adapter" if value_model is None or isinstance(value_model, PeftConfig | str):
             return PolicyAndValue.with_adapter(policy, value_model)
         case "head" | "model" | "adapter":
-            wanted = {"head": "none", "model": "a sequence classifier", "adapter": "a PeftConfig, or none"}[form]
+            wanted = {"head": "none", "model": "a sequence classifier", "adapter": "a PeftConfig, a folder, or none"}[
+                form
+            ]
             raise ConfigError(
                 f"the value function {form!r} takes as value_model {wanted}, and got {type(value_model).__name__}."
             )

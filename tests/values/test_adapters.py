@@ -18,7 +18,8 @@ from tuneline.logprobs import token_logprobs
 from tuneline.models.adapters import active_adapter, adapter_parameters, adapters_off, add_adapter_beside
 from tuneline.models.layouts import prepare_for_trees
 from tuneline.rewards import RewardAdapter, RewardFunctions, RewardModel
-from tuneline.trees import lay_out
+from tuneline.scores import sequence_scores
+from tuneline.trees import Branch, Tree, lay_out
 from tuneline.values import logprobs_and_values, policy_and_value, token_values
 
 PROMPTS = ["what is 2?", "what is 2?", "and what is 17 to you?"]
@@ -212,3 +213,13 @@ def test_four_roles_take_the_memory_of_one_base(saved_reward):
     assert bytes_held(both) < 1.1 * base
     apart = [tiny_causal_lm(**sizes), tiny_causal_lm(**sizes), tiny_reward_model(**sizes), tiny_reward_model(**sizes)]
     assert bytes_held(*apart) > 3.9 * base
+
+
+def test_a_value_function_starts_from_a_saved_reward_adapter(saved_base, saved_reward):
+    both = policy_and_value(with_lora(tiny_causal_lm()), form="adapter", value_model=str(saved_reward))
+    trees = lay_out([Tree(list(range(2, 8)), [Branch([11, 12, 13]), Branch([21, 22])])])
+    expected = sequence_scores(load_reward(saved_base, saved_reward), trees)
+    longer = lay_out([Tree(list(range(2, 8)), [Branch([11, 12, 13, 90]), Branch([21, 22, 91])])])
+    values = token_values(both, longer)
+    assert_close(values[[3, 6]], expected, atol=1e-5, rtol=1e-5)  # of the states before the last tokens
+    assert all(parameter.requires_grad for parameter in adapter_parameters(both.policy, "value"))

@@ -76,13 +76,15 @@ def add_adapter_beside(
     _follow_segments(model)
 
 
-def load_adapter_beside(model: PeftModel, name: str, config: PeftConfig, tensors: dict[str, Tensor]) -> None:
-    """Add an adapter with the weights of one that PEFT saved, frozen and no part of what the model saves.
+def load_adapter_beside(
+    model: PeftModel, name: str, config: PeftConfig, tensors: dict[str, Tensor], *, trains: bool = False
+) -> None:
+    """Add an adapter with the weights of one that PEFT saved, as no part of what the model saves.
 
     Raises:
         ModelError: an adapter of that name is there, or the weights belong to another model.
     """
-    add_adapter_beside(model, name, config, trains=False)
+    add_adapter_beside(model, name, config, trains=trains)
     try:
         result = set_peft_model_state_dict(model, tensors, adapter_name=name)
     except RuntimeError as error:  # of other sizes

@@ -10,21 +10,18 @@ import os
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, load_peft_weights
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.errors import ModelError
-from tuneline.heads import ScalarHead
-from tuneline.logging import get_logger
-from tuneline.models.adapters import REWARD_ADAPTER, adapter_parameters, load_adapter_beside
+from tuneline.models.adapters import REWARD_ADAPTER, adapter_parameters
 from tuneline.models.hidden_states import hidden_states, reading
-from tuneline.models.layouts import base_model, policy_of, prepare_for_trees
+from tuneline.models.layouts import policy_of, prepare_for_trees
 from tuneline.models.loading import load_tokenizer
+from tuneline.models.saved_adapter import read_scored_adapter
 from tuneline.rewards.models import SequenceScorer
 from tuneline.trees import PromptTrees
-
-logger = get_logger(__name__)
 
 
 class RewardAdapter(SequenceScorer):
@@ -48,21 +45,8 @@ class RewardAdapter(SequenceScorer):
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(self.folder)
         self.__name__ = self.folder.rstrip("/").rpartition("/")[2]
         self.name: str | None = None  # of the adapter on the policy
-        try:
-            self._config = PeftConfig.from_pretrained(self.folder)
-            tensors = load_peft_weights(self.folder, device="cpu")
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{self.folder!r} holds no adapter ({str(error).splitlines()[0]}); name the folder that RewardTrainer "
-                "saved to when it trained with a peft_config."
-            ) from error
-        self._head = _score_head(tensors, self.folder)
-        self._tensors = {name: tensor for name, tensor in tensors.items() if ".score." not in name}
-        _check_start(self._config, self.folder)
-        self._config.inference_mode = True
-        self._config.modules_to_save = None
-        if isinstance(self._config.target_modules, list | set):
-            self._config.target_modules = set(self._config.target_modules) - {"score"}
+        self._saved = read_scored_adapter(self.folder)
+        self._saved.config.inference_mode = True
 
     def __reduce__(self) -> tuple:
         return RewardAdapter, (self.folder, self.tokenizer)
@@ -82,21 +66,12 @@ class RewardAdapter(SequenceScorer):
                 f"is, and the policy is a {type(policy).__name__} that trains whole; pass peft_config, or a reward "
                 "model of its own."
             )
-        own, other = self._config.base_model_name_or_path, base_model(policy).config.name_or_path
-        if own and other and own != other:
-            logger.warning(
-                "the reward adapter %s was trained on %s, and the policy's base is %s: its scores hold only if these "
-                "are the same weights",
-                self.folder,
-                own,
-                other,
-            )
         name, number = REWARD_ADAPTER, 1
         while adapter_parameters(policy, name):
             number += 1
             name = f"{REWARD_ADAPTER}_{number}"
         self.reads_trees = prepare_for_trees(policy)
-        load_adapter_beside(policy, name, self._config, self._tensors)
+        self._saved.load_beside(policy, name, trains=False)
         self.model, self.name = policy, name
 
     def __call__(self, prompts: list, completions: list, **columns: Any) -> list[float]:
@@ -122,27 +97,4 @@ class RewardAdapter(SequenceScorer):
             hidden = hidden_states(self.model, what, self.name)
         finally:
             self.model.train(was_training)
-        return self._head.to(hidden.device)(hidden)
-
-
-def _score_head(tensors: dict[str, Tensor], folder: str) -> ScalarHead:
-    own = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items() if ".score." in name}
-    if "weight" not in own or own["weight"].dim() != 2 or len(own["weight"]) != 1:
-        found = tuple(own["weight"].shape) if "weight" in own else "none"
-        raise ModelError(
-            f"the adapter in {folder!r} has no score head of one label (score.weight: {found}); train it with "
-            "RewardTrainer, which saves the head along, or with a PEFT task_type of SEQ_CLS."
-        )
-    head = ScalarHead(own["weight"].shape[1], bias="bias" in own)
-    head.load_state_dict(own)
-    return head.requires_grad_(False)
-
-
-def _check_start(config: PeftConfig, folder: str) -> None:
-    start = config.init_lora_weights if isinstance(config, LoraConfig) else True
-    if start not in (True, False, "gaussian"):
-        raise ModelError(
-            f"the adapter in {folder!r} began with init_lora_weights={start!r}, which changes the weights of its base "
-            "model, and the policy's base has them unchanged; save it with path_initial_model_for_weight_conversion, "
-            "or train it from another start."
-        )
+        return self._saved.head.to(hidden.device)(hidden)
