@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tuneline.data.multimodal import prepare_multimodal_messages
     from tuneline.data.packing import pack_dataset, truncate_dataset
     from tuneline.models.loading import clone_chat_template
+    from tuneline.trainers.bco import BCOTrainer
+    from tuneline.trainers.bco_config import BCOConfig
     from tuneline.trainers.cpo import CPOTrainer
     from tuneline.trainers.cpo_config import CPOConfig
     from tuneline.trainers.dpo import DPOTrainer
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "BCOConfig": "tuneline.trainers.bco_config",
+    "BCOTrainer": "tuneline.trainers.bco",
     "CPOConfig": "tuneline.trainers.cpo_config",
     "CPOTrainer": "tuneline.trainers.cpo",
     "DPOConfig": "tuneline.trainers.dpo_config",
@@ -89,6 +93,8 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "BCOConfig",
+    "BCOTrainer",
     "CPOConfig",
     "CPOTrainer",
     "DPOConfig",

@@ -8,6 +8,8 @@ import torch
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences, triples
 from tuneline import (
+    BCOConfig,
+    BCOTrainer,
     CPOConfig,
     CPOTrainer,
     DPOConfig,
@@ -42,6 +44,8 @@ def build(
             trainer, config, rows, make = DPOTrainer, DPOConfig, preferences(), tiny_causal_lm
         case "kto":
             trainer, config, rows, make = KTOTrainer, KTOConfig, judged(), tiny_causal_lm
+        case "bco":
+            trainer, config, rows, make = BCOTrainer, BCOConfig, judged(), tiny_causal_lm
         case "orpo":
             trainer, config, rows, make = ORPOTrainer, ORPOConfig, preferences(), tiny_causal_lm
         case "cpo":

@@ -36,6 +36,7 @@ def with_dropout(model):
         ("dpo", {"precompute_ref_log_probs": True}),
         ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 2}),
         ("kto", {"disable_dropout": False}),
+        ("bco", {"disable_dropout": False}),
         ("orpo", {"disable_dropout": False}),
         ("cpo", {}),
         ("tpo", {}),

@@ -143,12 +143,6 @@ class KTOTrainer(UnpairedTrainer):
         self.record_completions(answers, logps, found.rewards, is_desirable, trees)
         return self.add_aux_loss(found.losses, answers.aux_loss)
 
-    def ref_logps(self, trees: PromptTrees, column: str) -> Tensor:
-        """(sequences,): what the reference was asked in advance, or is asked now."""
-        if column in trees.columns:
-            return trees.columns[column]
-        return sum_by_sequence(self.reference.logprobs(trees), trees)
-
     def reference_columns(self, model: nn.Module, batch: KTOBatch) -> dict[str, Tensor]:
         asked = {"ref_logps": batch.trees, "ref_KL_logps": batch.mismatched}
         return {

@@ -21,6 +21,9 @@ class KTOConfig(ReferenceConfig):
             "the rows of an optimizer step, which are put together before training."
         },
     )
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Longest completion in tokens; what is cut is counted. None: no limit."}
+    )
     truncation_mode: Literal["keep_start", "keep_end"] = field(
         default="keep_start", metadata={"help": "Which end of a sequence over max_length is kept."}
     )

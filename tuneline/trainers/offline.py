@@ -65,7 +65,7 @@ class OfflineTrainer(BaseTrainer):
         quantization_config: Any = None,
         model_init: Callable[[], PreTrainedModel] | None = None,
     ):
-        given = _only_one(model, model_init)
+        given = only_one(model, model_init)
         if args is None:
             args = default_args(self.config_class, given, self.config_class.__name__.removesuffix("Config"))
         policy = _loaded(given, args, quantization_config)
@@ -276,7 +276,7 @@ class ReferencedTrainer(OfflineTrainer):
         return rows
 
 
-def _only_one(model: Any, model_init: Callable[[], PreTrainedModel] | None) -> Any:
+def only_one(model: Any, model_init: Callable[[], PreTrainedModel] | None) -> Any:
     if (model is None) == (model_init is None):
         given = "neither" if model is None else "both"
         raise ConfigError(f"{given} of model and model_init is given; give one.")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.completions import tokenize_completions, unpaired
 from tuneline.data.tokenize import Tokenized
-from tuneline.logprobs import TargetLogprobs
+from tuneline.logprobs import TargetLogprobs, sum_by_sequence
 from tuneline.metrics import Recorded
 from tuneline.trainers.base import Mode, Rows
 from tuneline.trainers.offline import ReferencedTrainer
@@ -28,11 +28,18 @@ class UnpairedTrainer(ReferencedTrainer):
             tokenizer,
             ["completion"],
             max_length=args.max_length,
+            max_completion_length=args.max_completion_length,
             truncation_mode=args.truncation_mode,
             required_columns=["label"],
             kept_columns=["ref_logps", "ref_KL_logps", "density_ratio"],
             num_proc=args.dataset_num_proc,
         )
+
+    def ref_logps(self, trees: PromptTrees, column: str) -> Tensor:
+        """(sequences,): what the reference was asked in advance, or is asked now."""
+        if column in trees.columns:
+            return trees.columns[column]
+        return sum_by_sequence(self.reference.logprobs(trees), trees)
 
     @torch.no_grad()
     def record_completions(
