@@ -14,13 +14,13 @@ from typing import Any, Literal, Self
 
 import torch
 from huggingface_hub import HfApi
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuneline.errors import ConfigError, ModelError
-from tuneline.models.adapters import active_adapter
+from tuneline.models.adapters import active_adapter, load_adapter_beside
 from tuneline.models.layouts import base_model
 from tuneline.models.loading import add_adapter, load_causal_lm, load_seq2seq_lm
 from tuneline.models.value_head_files import (
@@ -30,7 +30,6 @@ from tuneline.models.value_head_files import (
     find_file,
     head_weights,
     on_cpu,
-    read_tensors,
     todays_names,
 )
 
@@ -227,15 +226,8 @@ class _WithValueHead(nn.Module):
         """Load an adapter that was trained as a sequence classifier, with its head, for `compute_reward_score`."""
         if not isinstance(self.pretrained_model, PeftModel):
             raise ConfigError("reward_adapter needs a policy with an adapter too; give peft_config along.")
-        adapter = self.pretrained_model
-        active = adapter.active_adapter
-        adapter.load_adapter(name, adapter_name, is_trainable=False)
-        adapter.set_adapter(active)
-        head = {
-            key.rpartition(".")[2]: value
-            for key, value in read_tensors(find_file(name, "adapter_model.safetensors", {})).items()
-            if ".score." in key and "lora_" not in key
-        }
+        config, tensors = PeftConfig.from_pretrained(name), load_peft_weights(name, device="cpu")
+        head = {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if ".score." in key}
         if "weight" not in head:
             raise ModelError(
                 f"the adapter {name!r} has no `score` head; train it as a reward model (TaskType.SEQ_CLS)."
@@ -244,6 +236,11 @@ class _WithValueHead(nn.Module):
         self.score = nn.Linear(hidden_size, labels, bias="bias" in head).to(self.v_head.summary.weight.device)
         self.score.load_state_dict(head)
         self.score.requires_grad_(False)
+        config.inference_mode, config.modules_to_save = True, None
+        if isinstance(config.target_modules, list | set):
+            config.target_modules = set(config.target_modules) - {"score"}
+        own = {key: tensor for key, tensor in tensors.items() if ".score." not in key}
+        load_adapter_beside(self.pretrained_model, adapter_name, config, own)
         self.rm_adapter_name = adapter_name
 
     @torch.no_grad()
