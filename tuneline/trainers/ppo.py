@@ -74,6 +74,13 @@ class PPOTrainer(OnlineTrainer):
     config_class = PPOConfig
     method = "PPO"
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """The older trainer, where it is given the older configuration: `tuneline.classic` tells."""
+        from tuneline.classic.dispatch import classic_trainer
+
+        older = classic_trainer(args, kwargs)
+        return super().__new__(cls) if older is None else older
+
     def __init__(
         self,
         args: PPOConfig | None = None,
@@ -111,7 +118,8 @@ class PPOTrainer(OnlineTrainer):
             reward_funcs, reward_processing_classes = with_reward_model(
                 reward_funcs, reward_processing_classes, reward_model, processing_class
             )
-        self._value_model, self._reward_model = value_model, reward_model
+        self._value_model = value_model
+        self._reward_model = reward_model if isinstance(reward_model, nn.Module) else None  # not an adapter
         self.num_episodes = 0
         self._begun: tuple[float, int] = (0.0, 0)  # when training began, and the episodes then
         self._approx_kl_of_step = torch.zeros(2)  # sum and count

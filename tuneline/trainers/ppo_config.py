@@ -115,6 +115,13 @@ class PPOConfig(OnlineConfig):
         default=0, metadata={"help": "Optimizer steps in which the value function alone learns."}
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """The older configuration, where a keyword is given that it alone has: `tuneline.classic` tells."""
+        from tuneline.classic.dispatch import classic_config
+
+        older = classic_config(args, kwargs, cls)
+        return super().__new__(cls) if older is None else older
+
     def __post_init__(self) -> None:
         for own, other in _SAME_AS.items():
             default = next(f.default for f in fields(self) if f.name == other)
