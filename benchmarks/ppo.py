@@ -85,7 +85,7 @@ def _run(part: str, side: str, turn: int, folder: Path, work: PPOPart, packages:
             f"{side} learned from completions of {run['mean_length']:.3f} tokens on average, and they were to have "
             f"{work.mean_length:.3f}: the two sides do not do the same work."
         )
-    return run | run.pop("metrics")
+    return run
 
 
 def _workload(arguments: argparse.Namespace) -> PPOWorkload:

@@ -74,7 +74,7 @@ class PPOMeasurement(PhasedMeasurement):
         )
 
     def optimizers(self, models: Models, *, updates_a_step: int) -> tuple[Any, Any]:
-        """AdamW as both sides have it, but with a learning rate of 0 in the first step; the schedule moves so many times
+        """AdamW as both sides have it, with a learning rate of 0 in the first step; the schedule moves so many times
         a step."""
         parameters = [*models.policy.parameters(), *models.value_model.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.workload["learning_rate"], weight_decay=0.0, fused=True)
@@ -108,7 +108,7 @@ class PPOMeasurement(PhasedMeasurement):
         return self.measured_times() | {
             "losses": self.losses,
             "mean_length": fmean(self.lengths[len(self.lengths) // len(steps) :]),  # without the step that warms up
-            "metrics": {name: [line[name] for line in steps] for name in METRICS},
+            **{name: [line[name] for line in steps] for name in METRICS},
         }
 
 
