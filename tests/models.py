@@ -4,6 +4,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
@@ -70,6 +71,13 @@ def tiny_reward_model(architecture: str = "qwen2", seed: int = 0, **overrides) -
     config = tiny_config(architecture, **overrides)
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+    return _spread(model)
+
+
+def tiny_step_classifier(architecture: str = "qwen2", seed: int = 0, **overrides) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = tiny_config(architecture, **overrides)
+    model = AutoModelForTokenClassification.from_config(config, attn_implementation="sdpa")
     return _spread(model)
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.orpo_config import ORPOConfig
     from tuneline.trainers.ppo import PPOTrainer
     from tuneline.trainers.ppo_config import PPOConfig
+    from tuneline.trainers.prm import PRMTrainer
+    from tuneline.trainers.prm_config import PRMConfig
     from tuneline.trainers.reward import RewardTrainer
     from tuneline.trainers.reward_config import RewardConfig
     from tuneline.trainers.rloo import RLOOTrainer
@@ -65,6 +67,8 @@ _HOME_OF = {
     "ORPOTrainer": "tuneline.trainers.orpo",
     "PPOConfig": "tuneline.trainers.ppo_config",
     "PPOTrainer": "tuneline.trainers.ppo",
+    "PRMConfig": "tuneline.trainers.prm_config",
+    "PRMTrainer": "tuneline.trainers.prm",
     "RLOOConfig": "tuneline.trainers.rloo_config",
     "RLOOTrainer": "tuneline.trainers.rloo",
     "RewardConfig": "tuneline.trainers.reward_config",
@@ -108,6 +112,8 @@ __all__ = [
     "ORPOTrainer",
     "PPOConfig",
     "PPOTrainer",
+    "PRMConfig",
+    "PRMTrainer",
     "RLOOConfig",
     "RLOOTrainer",
     "RewardConfig",

@@ -290,8 +290,18 @@ class ScoreHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.ends is None:
             return super().forward(hidden)
-        scores = super().forward(hidden[0].index_select(0, self.ends))[:, 0]
-        return scores.expand(1, hidden.shape[1], -1)
+        return self.laid_out(super().forward(hidden[0].index_select(0, self.ends)), hidden.shape[1])
+
+    def laid_out(self, scores: Tensor, num_tokens: int) -> Tensor:
+        """Scores, (sequences, 1), as the model's forward hands them over."""
+        return scores[:, 0].expand(1, num_tokens, -1)
+
+
+class LabelHead(ScoreHead):
+    """A token classifier's head that, while positions are pending, answers at these alone: (1, positions, labels)."""
+
+    def laid_out(self, scores: Tensor, num_tokens: int) -> Tensor:
+        return scores[None]
 
 
 class ScalarHead(nn.Linear):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tuneline.attention import Segments, reading_trees
-from tuneline.heads import ScoreHead
+from tuneline.heads import LabelHead, ScoreHead
 from tuneline.models.layouts import pad_token_id, score_head
 from tuneline.products import fill_up
 from tuneline.trees import PromptTrees, pad_out
@@ -24,5 +24,24 @@ def sequence_scores(model: nn.Module, trees: PromptTrees) -> Tensor:
     trees = fill_up(trees)
     segments = Segments(trees.segments, trees.num_tokens, read=trees.sequence_ends.unique())
     with head.asked(trees.sequence_ends), reading_trees():
+        output = model(input_ids=trees.input_ids, position_ids=trees.position_ids, segments=segments, use_cache=False)
+    return output.logits[0].float()
+
+
+def label_logits(model: nn.Module, trees: PromptTrees) -> Tensor:
+    """(targets, labels), float32: what a token classifier says at the position of each target.
+
+    Args:
+        model: `AutoModelForTokenClassification` that went through `prepare_for_trees`.
+        trees: their targets are labels, and `target_positions` where these are read.
+    """
+    head = score_head(model)
+    if not isinstance(head, LabelHead):
+        rows = pad_out(trees, pad_token_id(model))
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        return logits[rows.target_rows, rows.target_columns].float()
+    trees = fill_up(trees)
+    segments = Segments(trees.segments, trees.num_tokens, read=trees.target_positions)
+    with head.asked(trees.target_positions), reading_trees():
         output = model(input_ids=trees.input_ids, position_ids=trees.position_ids, segments=segments, use_cache=False)
     return output.logits[0].float()

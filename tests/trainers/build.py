@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from tests.models import tiny_causal_lm, tiny_reward_model
-from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences, triples
+from tests.models import tiny_causal_lm, tiny_reward_model, tiny_step_classifier
+from tests.trainers.rows import character_tokenizer, demonstrations, judged, preferences, solutions, triples
 from tuneline import (
     BCOConfig,
     BCOTrainer,
@@ -18,6 +18,8 @@ from tuneline import (
     KTOTrainer,
     ORPOConfig,
     ORPOTrainer,
+    PRMConfig,
+    PRMTrainer,
     RewardConfig,
     RewardTrainer,
     SFTConfig,
@@ -50,6 +52,9 @@ def build(
             trainer, config, rows, make = ORPOTrainer, ORPOConfig, preferences(), tiny_causal_lm
         case "cpo":
             trainer, config, rows, make = CPOTrainer, CPOConfig, preferences(), tiny_causal_lm
+        case "prm":
+            trainer, config, rows, make = PRMTrainer, PRMConfig, solutions(), tiny_step_classifier
+            settings = {"step_separator": "?", **settings}
         case "tpo":
             trainer, config, rows, make = TPOTrainer, TPOConfig, triples(), tiny_causal_lm
         case _:

@@ -52,3 +52,17 @@ def triples(num_rows: int = 16) -> Dataset:
     """Pairs with a gold response."""
     rows = preferences(num_rows)
     return rows.add_column("reference", [f" exactly {i * i}" + " or so" * (i % 3) for i in range(num_rows)])
+
+
+def solutions(num_rows: int = 16) -> Dataset:
+    """Solutions in steps, each right or wrong."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": f"what is {i} times {i}?",
+                "completions": [f" it is {j + i}" + " so" * (j % 2) for j in range(1 + i % 3)],
+                "labels": [(i + j) % 3 > 0 for j in range(1 + i % 3)],
+            }
+            for i in range(num_rows)
+        ]
+    )

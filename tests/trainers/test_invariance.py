@@ -22,6 +22,7 @@ LOSSES = [
     ("kto", {"desirable_weight": 1.5, "precompute_ref_log_probs": True}),
     ("kto", {"loss_type": "apo_zero_unpaired"}),
     ("bco", {}),
+    ("prm", {}),
     ("orpo", {}),
     ("tpo", {"beta": 0.1}),
     ("cpo", {}),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.models import tiny_causal_lm, tiny_reward_model
+from tests.models import tiny_causal_lm, tiny_reward_model, tiny_step_classifier
 from tests.trainers.build import build, weights
 
 SCHEDULE = {
@@ -37,6 +37,7 @@ def with_dropout(model):
         ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 2}),
         ("kto", {"disable_dropout": False}),
         ("bco", {"disable_dropout": False}),
+        ("prm", {}),
         ("orpo", {"disable_dropout": False}),
         ("cpo", {}),
         ("tpo", {}),
@@ -45,7 +46,8 @@ def with_dropout(model):
 )
 def test_a_resumed_run_ends_bit_identical(method, options, tmp_path):
     def trainer(folder):
-        model = with_dropout(tiny_reward_model() if method == "reward" else tiny_causal_lm())
+        make = {"reward": tiny_reward_model, "prm": tiny_step_classifier}.get(method, tiny_causal_lm)
+        model = with_dropout(make())
         return build(method, folder, options={**SCHEDULE, **options}, model=model)
 
     whole = trainer(tmp_path / "whole")

@@ -6,8 +6,29 @@ from pathlib import Path
 
 from transformers import Trainer, TrainingArguments
 
-from tuneline import BCOConfig, CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig, SFTConfig, TPOConfig
+from tuneline import (
+    BCOConfig,
+    CPOConfig,
+    DPOConfig,
+    KTOConfig,
+    ORPOConfig,
+    PRMConfig,
+    RewardConfig,
+    SFTConfig,
+    TPOConfig,
+)
 
+CONFIGS = (
+    SFTConfig,
+    RewardConfig,
+    PRMConfig,
+    DPOConfig,
+    KTOConfig,
+    BCOConfig,
+    ORPOConfig,
+    CPOConfig,
+    TPOConfig,
+)
 SOURCES = sorted((Path(__file__).parents[2] / "tuneline" / "trainers").glob("*.py"))
 
 
@@ -24,7 +45,17 @@ def test_a_config_names_its_options_once_and_explains_each():
     code = "\n".join(path.read_text() for path in SOURCES)
     inherited = {f.name for f in fields(TrainingArguments)}
     accepted_from_trl = {"padding_free", "pad_to_multiple_of"}  # say so in their help; rows of trees have no padding
-    for config in (SFTConfig, RewardConfig, DPOConfig, KTOConfig, ORPOConfig, CPOConfig, TPOConfig, BCOConfig):
+    for config in (
+        SFTConfig,
+        RewardConfig,
+        DPOConfig,
+        KTOConfig,
+        ORPOConfig,
+        CPOConfig,
+        TPOConfig,
+        BCOConfig,
+        PRMConfig,
+    ):
         for option in fields(config):
             if option.name in inherited:
                 continue

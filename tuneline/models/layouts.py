@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tuneline.attention import TREE_ATTENTION
 from tuneline.errors import ModelError
-from tuneline.heads import ScoreHead, TargetHead
+from tuneline.heads import LabelHead, ScoreHead, TargetHead
 from tuneline.logging import get_logger
 from tuneline.models.last_layer import narrow_last_layer
 from tuneline.products import FastLinear, use_fast_products
@@ -46,13 +46,14 @@ def prepare_for_trees(model: nn.Module) -> bool:
     if reason:
         logger.info("%s takes padded rows, not prompt trees: %s", type(base).__name__, reason)
         return False
+    head_class = _head_class(base)
     base.set_attn_implementation(TREE_ATTENTION)
     if head_name == "score" and kept_by_adapter:  # a new head is trained whole, in a copy an adapter
-        head.original_module = ScoreHead.sharing(head.original_module)
+        head.original_module = head_class.sharing(head.original_module)
         for adapter, copy in head.modules_to_save.items():
-            head.modules_to_save[adapter] = ScoreHead.sharing(copy)
+            head.modules_to_save[adapter] = head_class.sharing(copy)
     elif type(head) in (nn.Linear, FastLinear):
-        setattr(base, head_name, (ScoreHead if head_name == "score" else TargetHead).sharing(head))
+        setattr(base, head_name, head_class.sharing(head))
     else:
         raise ModelError(
             f"the output head {head_name!r} of {type(base).__name__} is a {type(head).__name__}, and its weight is "
@@ -107,8 +108,14 @@ def pad_token_id(model: nn.Module) -> int:
     return 0 if token_id is None else token_id
 
 
+def _head_class(model: PreTrainedModel) -> type[TargetHead | ScoreHead]:
+    if "TokenClassification" in type(model).__name__:
+        return LabelHead
+    return ScoreHead if "SequenceClassification" in type(model).__name__ else TargetHead
+
+
 def _head_name(model: PreTrainedModel) -> str:
-    if "SequenceClassification" in type(model).__name__:
+    if "SequenceClassification" in type(model).__name__ or "TokenClassification" in type(model).__name__:
         return "score"
     head = model.get_output_embeddings()
     return next((name for name, child in model.named_children() if child is head), "lm_head")

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -50,6 +51,13 @@ def load_seq2seq_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, 
 def load_reward_model(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
     """A sequence classifier with one label, on the backbone of any model; a missing head is drawn anew."""
     return _load(AutoModelForSequenceClassification, name, init_kwargs, num_labels=1, **kwargs)
+
+
+def load_process_reward_model(
+    name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """A token classifier with two labels, on the backbone of any model; a missing head is drawn anew."""
+    return _load(AutoModelForTokenClassification, name, init_kwargs, num_labels=2, **kwargs)
 
 
 def _load(auto_class: Any, name: str, init_kwargs: dict[str, Any] | str | None, **kwargs: Any) -> PreTrainedModel:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from dataclasses import replace
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -58,6 +59,19 @@ def collate_completions(rows: Sequence[Row], completion: str = "completion_ids")
     numbers = ("label", "ref_logps", "ref_KL_logps", "density_ratio")
     columns = {name: torch.tensor([row[name] for row in rows]) for name in numbers if name in rows[0]}
     return lay_out([Tree(row["prompt_ids"], [Branch(row[completion])]) for row in rows], columns)
+
+
+def collate_steps(rows: Sequence[Row]) -> PromptTrees:
+    """Rows of `input_ids`, `step_ends` and `step_labels`: the targets are the labels, each read where its step ends."""
+    no_targets = [Tree([], [Branch(row["input_ids"], [0] * len(row["input_ids"]))]) for row in rows]
+    starts = accumulate((len(row["input_ids"]) for row in rows), initial=0)
+    positions = [start + end for start, row in zip(starts, rows, strict=False) for end in row["step_ends"]]
+    return replace(
+        lay_out(no_targets),
+        target_positions=torch.tensor(positions),
+        target_ids=torch.tensor([label for row in rows for label in row["step_labels"]]),
+        sequence_ids=torch.tensor([i for i, row in enumerate(rows) for _ in row["step_ends"]]),
+    )
 
 
 def collate_scored_pairs(rows: Sequence[Row], pad_token_id: int | None = None) -> PromptTrees:
