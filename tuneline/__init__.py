@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tuneline.data.multimodal import prepare_multimodal_messages
     from tuneline.data.packing import pack_dataset, truncate_dataset
     from tuneline.models.loading import clone_chat_template
+    from tuneline.models.reference_model import create_reference_model
+    from tuneline.models.value_head import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
     from tuneline.trainers.bco import BCOTrainer
     from tuneline.trainers.bco_config import BCOConfig
     from tuneline.trainers.cpo import CPOTrainer
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "AutoModelForCausalLMWithValueHead": "tuneline.models.value_head",
+    "AutoModelForSeq2SeqLMWithValueHead": "tuneline.models.value_head",
     "BCOConfig": "tuneline.trainers.bco_config",
     "BCOTrainer": "tuneline.trainers.bco",
     "CPOConfig": "tuneline.trainers.cpo_config",
@@ -80,6 +84,7 @@ _HOME_OF = {
     "TPOTrainer": "tuneline.trainers.tpo",
     "apply_chat_template": "tuneline.data.formats",
     "clone_chat_template": "tuneline.models.loading",
+    "create_reference_model": "tuneline.models.reference_model",
     "extract_prompt": "tuneline.data.formats",
     "get_dataset": "tuneline.data.mixtures",
     "get_training_chat_template": "tuneline.chat_templates.families",
@@ -97,6 +102,8 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "AutoModelForCausalLMWithValueHead",
+    "AutoModelForSeq2SeqLMWithValueHead",
     "BCOConfig",
     "BCOTrainer",
     "CPOConfig",
@@ -126,6 +133,7 @@ __all__ = [
     "__version__",
     "apply_chat_template",
     "clone_chat_template",
+    "create_reference_model",
     "extract_prompt",
     "get_dataset",
     "get_training_chat_template",
