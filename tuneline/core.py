@@ -41,10 +41,10 @@ def masked_var(values: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
         ValueError: fewer values count than a variance needs.
     """
     count = mask.sum()
-    if count < 1 + unbiased:
-        raise ValueError(f"the mask leaves {int(count)} values, and this variance needs {1 + unbiased}.")
+    if count < 1 + int(unbiased):
+        raise ValueError(f"the mask leaves {int(count)} values, and this variance needs {1 + int(unbiased)}.")
     squares = (values - masked_mean(values, mask)).square()
-    return (squares * mask).sum() / (count - unbiased)
+    return (squares * mask).sum() / (count - int(unbiased))
 
 
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:

@@ -23,7 +23,9 @@ def test_without_options_the_engine_writes_what_generate_writes():
     model = tiny_causal_lm()
     expected = []
     for query in queries():
-        written = model.generate(query[None], attention_mask=torch.ones_like(query)[None], pad_token_id=0)
+        written = model.generate(
+            query[None], attention_mask=torch.ones_like(query)[None], pad_token_id=0, max_new_tokens=20
+        )
         expected.append(written[0, len(query) :].tolist())
     found = respond(model, character_tokenizer(), [q.tolist() for q in queries()], [0] * 4)
     assert found == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,16 +24,18 @@ logger = get_logger(__name__)
 # What the engine does as `generate` does, and what changes nothing about what is drawn.
 _KNOWN = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 _HARMLESS = {
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "use_cache",
-    "transformers_version",
+    *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "transformers_version"),
+    *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate"),
 }
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "min_length": (-1, 0), "min_new_tokens": (0,), "num_beams": (1,), "num_return_sequences": (1,)
-}  # fmt: skip
+    "min_length": (-1, 0),
+    "min_new_tokens": (0,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "typical_p": (1.0,),
+    "length_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+}
 _ROWS_PADDED = 4  # queries a call of `generate`, as TRL has it
 
 
@@ -74,7 +77,7 @@ def read_options(model: Any, tokenizer: PreTrainedTokenizerBase, given: dict[str
     others = [
         name
         for name, value in set_options.items()
-        if name not in _KNOWN | _HARMLESS and value is not None and value not in _WITHOUT_EFFECT.get(name, ())
+        if name not in _KNOWN | _HARMLESS and value not in (None, False, *_WITHOUT_EFFECT.get(name, ()))
     ]
     max_length = config.max_length if config.max_new_tokens is None else None
     return Generation(sampling, max_length, others, given)
@@ -133,8 +136,7 @@ def respond(
         Request(query, seeds[copies * i : copies * (i + 1)], max_new_tokens=limit)
         for i, (query, limit) in enumerate(zip(queries, limits, strict=True))
     ]
-    sampling = generation.sampling
-    sampling = Sampling(**{**vars(sampling), "max_new_tokens": max(limits, default=1)})
+    sampling = replace(generation.sampling, max_new_tokens=max(limits, default=1))
     written = TransformersEngine(model, batch_size=batch_size).generate(requests, sampling)
     return [completion.ids for group in written for completion in group]
 
@@ -166,7 +168,9 @@ def _by_generate(
     is_encoder_decoder = base_model(model).config.is_encoder_decoder
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     options: dict[str, Any] = {"pad_token_id": pad, **generation.options}
-    options["eos_token_id"] = list(generation.sampling.stop_token_ids) or None
+    options |= {"eos_token_id": list(generation.sampling.stop_token_ids) or None, "return_dict_in_generate": False}
+    if generation.max_length is None:
+        options["max_new_tokens"] = generation.sampling.max_new_tokens
     training = [module for module in model.modules() if module.training]
     model.eval()
     repeated = [query for query in queries for _ in range(copies)]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, get_available_trackers
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tuneline.classic.config import ClassicPPOConfig
 from tuneline.classic.statistics import moments, scalars
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
@@ -56,12 +57,16 @@ def make_dataloader(
     return trainer.accelerator.prepare(loader)
 
 
-class Tracking:
-    """The tracker of a step trainer, and the best mean reward that it has seen.
-
-    Raises:
-        ConfigError: a tracker that is not installed.
+def check_tracker(config: ClassicPPOConfig) -> None:
+    """Raises:
+    ConfigError: a tracker that is not installed.
     """
+    if isinstance(config.log_with, str) and config.log_with not in {str(one) for one in get_available_trackers()}:
+        raise ConfigError(f"log_with={config.log_with!r} is not installed; install it, or leave log_with out.")
+
+
+class Tracking:
+    """The tracker of a step trainer, and the best mean reward that it has seen."""
 
     def __init__(self, trainer: StepPPOTrainer):
         self.trainer = trainer
@@ -69,8 +74,6 @@ class Tracking:
         config, accelerator = trainer.config, trainer.accelerator
         if config.log_with is None:
             return
-        if not accelerator.log_with:
-            raise ConfigError(f"log_with={config.log_with!r} is not installed; install it, or leave log_with out.")
         options = {name: value for name, value in config.to_dict().items() if isinstance(value, str | int | float)}
         kwargs = config.tracker_kwargs
         if isinstance(config.log_with, str) and config.log_with not in kwargs:

@@ -26,7 +26,7 @@ from tuneline.classic.batch import StepBatch, checked_batch
 from tuneline.classic.config import ClassicPPOConfig
 from tuneline.classic.generating import respond
 from tuneline.classic.learning import Learning
-from tuneline.classic.reporting import Tracking, make_dataloader
+from tuneline.classic.reporting import Tracking, check_tracker, make_dataloader
 from tuneline.classic.setup import make_optimizer, make_reference, with_value_head
 from tuneline.classic.state import load_folder, restore, save_folder, snapshot
 from tuneline.classic.statistics import Credit, Updates, lengths, statistics
@@ -77,6 +77,7 @@ class StepPPOTrainer:
             raise ConfigError(f"config is a {type(config).__name__}; pass PPOConfig(batch_size=..., ppo_epochs=...).")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ConfigError(f"tokenizer is a {type(tokenizer).__name__}; pass the model's tokenizer.")
+        check_tracker(config)
         set_seed(config.seed)
         self.config, self.tokenizer, self.dataset, self.data_collator = config, tokenizer, dataset, data_collator
         self.accelerator = Accelerator(
