@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tuneline.chat_templates.checks import supports_tool_calling
     from tuneline.chat_templates.families import get_training_chat_template
+    from tuneline.chat_templates.responses import add_response_schema
+    from tuneline.cli.trl_parser import TrlParser
     from tuneline.data.formats import (
         apply_chat_template,
         extract_prompt,
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
         maybe_unpair_preference_dataset,
         unpair_preference_dataset,
     )
-    from tuneline.data.mixtures import DatasetMixtureConfig, ScriptArguments, get_dataset
+    from tuneline.data.mixtures import DatasetConfig, DatasetMixtureConfig, ScriptArguments, get_dataset
     from tuneline.data.multimodal import prepare_multimodal_messages
     from tuneline.data.packing import pack_dataset, truncate_dataset
     from tuneline.models.loading import clone_chat_template
@@ -62,6 +64,7 @@ _HOME_OF = {
     "CPOTrainer": "tuneline.trainers.cpo",
     "DPOConfig": "tuneline.trainers.dpo_config",
     "DPOTrainer": "tuneline.trainers.dpo",
+    "DatasetConfig": "tuneline.data.mixtures",
     "DatasetMixtureConfig": "tuneline.data.mixtures",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
@@ -82,6 +85,8 @@ _HOME_OF = {
     "ScriptArguments": "tuneline.data.mixtures",
     "TPOConfig": "tuneline.trainers.tpo_config",
     "TPOTrainer": "tuneline.trainers.tpo",
+    "TrlParser": "tuneline.cli.trl_parser",
+    "add_response_schema": "tuneline.chat_templates.responses",
     "apply_chat_template": "tuneline.data.formats",
     "clone_chat_template": "tuneline.models.loading",
     "create_reference_model": "tuneline.models.reference_model",
@@ -110,6 +115,7 @@ __all__ = [
     "CPOTrainer",
     "DPOConfig",
     "DPOTrainer",
+    "DatasetConfig",
     "DatasetMixtureConfig",
     "GRPOConfig",
     "GRPOTrainer",
@@ -130,7 +136,9 @@ __all__ = [
     "ScriptArguments",
     "TPOConfig",
     "TPOTrainer",
+    "TrlParser",
     "__version__",
+    "add_response_schema",
     "apply_chat_template",
     "clone_chat_template",
     "create_reference_model",

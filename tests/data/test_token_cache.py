@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import pytest
@@ -8,9 +9,13 @@ from datasets import Dataset, concatenate_datasets
 
 import tuneline.data.token_cache as token_cache
 from tests.data.tiny_tokenizers import CHATML_WITH_MARKS, character_tokenizer
+from tests.models import tiny_causal_lm
+from tests.trainers.build import QUIET
+from tuneline import SFTConfig, SFTTrainer
 from tuneline.data.tokenize import tokenize_for_preference, tokenize_for_sft
 from tuneline.errors import ConfigError, DataError
 
+ROOT = Path(__file__).parents[2]
 ROWS = [{"text": "abc"}, {"text": "de"}, {"text": "fgh"}]
 
 
@@ -93,8 +98,12 @@ def test_a_template_that_reads_the_date_is_kept_for_the_day(folder, monkeypatch)
 def test_another_process_finds_the_rows(folder):
     tokenized()
     before = times_of(folder)
-    script = "from tests.data.test_token_cache import tokenized; print(tokenized().dataset.num_rows)"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        "from datasets import Dataset; from tests.data.tiny_tokenizers import character_tokenizer; "
+        "from tuneline.data.tokenize import tokenize_for_sft; "
+        f"print(len(tokenize_for_sft(Dataset.from_list({ROWS}), character_tokenizer(), max_length=8).dataset))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.split() == ["3"]
     assert times_of(folder) == before
 
@@ -153,3 +162,18 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(folder, caplog):
     folder.parent.write_text("a file where the folder should be")
     assert tokenized().report.num_kept == 3
     assert "tokenised rows are not kept" in caplog.text
+
+
+def test_a_trainer_made_again_tokenises_and_packs_nothing(folder, tmp_path):
+    def trainer():
+        args = SFTConfig(output_dir=str(tmp_path), max_length=8, packing=True, shuffle_dataset=True, **QUIET)
+        rows = {name: Dataset.from_list(ROWS[:number]) for name, number in (("train_dataset", 3), ("eval_dataset", 2))}
+        return SFTTrainer(tiny_causal_lm(), args, processing_class=character_tokenizer(), **rows)
+
+    first = trainer()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.arrow")}
+    assert len(entries(folder)) == 2
+    again = trainer()
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.arrow")} == before
+    assert again.train_dataset.to_list() == first.train_dataset.to_list()
+    assert again.tokenization_reports == first.tokenization_reports

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     )
     from tuneline.chat_templates.families import FAMILIES, Family, get_training_chat_template, recognise
     from tuneline.chat_templates.masking import masking_template
+    from tuneline.chat_templates.responses import add_response_schema
     from tuneline.data.rendering import has_generation_markers
     from tuneline.models.loading import clone_chat_template
 
 _HOME_OF = {
     "FAMILIES": "tuneline.chat_templates.families",
     "Family": "tuneline.chat_templates.families",
+    "add_response_schema": "tuneline.chat_templates.responses",
     "clone_chat_template": "tuneline.models.loading",
     "get_training_chat_template": "tuneline.chat_templates.families",
     "has_generation_markers": "tuneline.data.rendering",
@@ -33,6 +35,7 @@ _HOME_OF = {
 __all__ = [
     "FAMILIES",
     "Family",
+    "add_response_schema",
     "clone_chat_template",
     "get_training_chat_template",
     "has_generation_markers",

@@ -155,9 +155,9 @@ def recognise(tokenizer: PreTrainedTokenizerBase) -> tuple[Family, dict[str, Any
 
 
 def _is_family(tokenizer: PreTrainedTokenizerBase, family: Family, settings: dict[str, Any]) -> bool:
-    template = family.template(**settings)
     probes = [probe for probe in _PROBES if family.calls_tools or not probe.calls_tools]
-    return all(_agrees(tokenizer, template, probe) for probe in probes)
+    forms = {family.template(**settings), family.training_template(**settings)}
+    return any(all(_agrees(tokenizer, form, probe) for probe in probes) for form in forms)
 
 
 @dataclass(frozen=True)
