@@ -13,8 +13,9 @@ from tests.data import tiny_tokenizers
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.build import weights, with_plain_descent
 from tests.trainers.online import EOS, MAX_LENGTH, by_position, num_letters, questions
-from tests.trainers.ppo import build_ppo
+from tests.trainers.ppo import build_ppo, config
 from tests.trainers.rows import character_tokenizer
+from tuneline import PPOTrainer
 from tuneline.errors import ConfigError, ModelError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.layouts import prepare_for_trees
@@ -155,6 +156,17 @@ def test_a_completion_without_a_score_teaches_nothing_and_is_counted(tmp_path):
     assert waiting.trees.num_sequences == 7
     assert int(waiting.num_targets) == 7 * len(ENDS)
     assert all(torch.isfinite(value).all() for value in waiting.by_target.values())
+
+
+def test_micro_batches_of_nothing_but_lost_scores_move_nothing(tmp_path):
+    def reward(completion_ids, **columns):
+        return [None] * len(completion_ids)
+
+    trainer = build_ppo(tmp_path, reward_funcs=reward, per_device_train_batch_size=1, gradient_accumulation_steps=8)
+    before = weights(with_plain_descent(trainer))
+    trainer.train()
+    assert all(torch.equal(before[name], end) for name, end in weights(trainer).items())
+    assert "objective/scores" not in lines(trainer)[0]
 
 
 def test_scores_are_scaled_by_all_that_were_seen_and_clipped(tmp_path):
@@ -333,5 +345,9 @@ def test_what_is_missing_is_said_before_any_work(tmp_path):
     policy = tiny_causal_lm()
     with pytest.raises(ConfigError, match="one object"):
         build_ppo(tmp_path, model=policy, ref_model=policy)
+    with pytest.raises(ConfigError, match="args is a Qwen2ForCausalLM"):
+        PPOTrainer(policy)
+    with pytest.raises(ConfigError, match="sft_model_path"):
+        PPOTrainer(config(tmp_path))
     with pytest.raises(ConfigError, match="reward_model='accuracy_reward'"):
         build_ppo(tmp_path, reward_model="accuracy_reward")

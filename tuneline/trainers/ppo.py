@@ -101,6 +101,10 @@ class PPOTrainer(OnlineTrainer):
         rollout_engine: RolloutEngine | None = None,
         rollout_func: RolloutFunction | None = None,
     ):
+        if args is not None and not isinstance(args, PPOConfig):
+            raise ConfigError(
+                f"args is a {type(args).__name__}; PPOTrainer takes a PPOConfig first, as TRL's; name arguments."
+            )
         if data_collator is not None:
             logger.info("data_collator is not used: prompts are drawn from as they are, and never padded")
         model = args.sft_model_path if model is None and args is not None else model
@@ -140,6 +144,8 @@ class PPOTrainer(OnlineTrainer):
             ref_model=ref_model,
         )
         del self._value_model, self._reward_model  # the module holds the one, the rewards the other
+        if isinstance(reward_model, nn.Module) and next(reward_model.parameters()).device.type == "cpu":
+            reward_model.to(self.args.device)
         self.credit = CreditAssigner(self.args, self._add_up)
         if self.args.stop_token == "eos":
             self.sampling = replace(self.sampling, stop_token_ids=(self.processing_class.eos_token_id,))
@@ -314,7 +320,7 @@ class PPOTrainer(OnlineTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             tensors = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:
-            save_policy(self.module, folder, to_resume=_internal_call, tensors=tensors)
+            save_policy(self.module, folder, to_resume=_internal_call and tensors is None, tensors=tensors)
             self.processing_class.save_pretrained(folder)
             torch.save(self.args, folder / "training_args.bin")
         if self.args.push_to_hub and not _internal_call:
