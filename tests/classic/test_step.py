@@ -133,11 +133,18 @@ def test_masked_tokens_are_read_and_not_learned():
     assert stats["objective/logprobs"][targets[0] + 1] != changed["objective/logprobs"][targets[0] + 1]  # after it
 
 
-def test_a_response_that_is_masked_as_a_whole_is_told(caplog):
+@pytest.mark.parametrize("make", [with_value_head, t5_with_value_head])
+@pytest.mark.parametrize("kl_penalty", ["kl", "full"])
+def test_a_response_that_is_masked_as_a_whole_is_told_and_teaches_nothing(make, kl_penalty, caplog):
     queries, responses, scores, masks = some_batch()
     masks[0] = torch.zeros_like(masks[0])
-    step_trainer(**SMALL).step(queries, responses, scores, masks)
+    options = {**SMALL, "mini_batch_size": 1, "gradient_accumulation_steps": 4, "kl_penalty": kl_penalty}
+    one, other = (step_trainer(make(), **options) for _ in range(2))
+    one.step(queries, responses, scores, masks)
     assert "1 of 4 responses are masked as a whole" in caplog.text
+    other.step(queries[1:], responses[1:], scores[1:], masks[1:])
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert_close(a, b)
 
 
 def test_the_kl_coefficient_adapts_to_its_target():

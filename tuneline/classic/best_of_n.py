@@ -25,7 +25,7 @@ class BestOfNSampler:
         queries_to_scores: takes texts, query and response together, and gives a score each.
         length_sampler: gives the most new tokens, of each query.
         sample_size: responses drawn a query.
-        seed: of all that is drawn; None for a seed from torch's generator at each call.
+        seed: of the tokens drawn; None for a seed from torch's generator at each call.
         n_candidates: responses kept a query.
         generation_config: how to draw; the model's own by default.
 
