@@ -1,4 +1,4 @@
-"""`python -m benchmarks.roles`: what the four roles of PPO take of memory, as models of their own and as adapters of one.
+"""`python -m benchmarks.roles`: the memory of the four roles of PPO, as models of their own and as adapters of one.
 
 The same PPO steps, with the same adapters trained, in a process each: policy, value function, reward and reference on
 four copies of a base model, or on one. Weights are counted by their storages, the peak is the process's.
