@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.dpo_config import DPOConfig
     from tuneline.trainers.grpo import GRPOTrainer
     from tuneline.trainers.grpo_config import GRPOConfig
+    from tuneline.trainers.iterative_sft import IterativeSFTTrainer
+    from tuneline.trainers.iterative_sft_config import IterativeSFTConfig
     from tuneline.trainers.kto import KTOTrainer
     from tuneline.trainers.kto_config import KTOConfig
     from tuneline.trainers.orpo import ORPOTrainer
@@ -68,6 +70,8 @@ _HOME_OF = {
     "DatasetMixtureConfig": "tuneline.data.mixtures",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
+    "IterativeSFTConfig": "tuneline.trainers.iterative_sft_config",
+    "IterativeSFTTrainer": "tuneline.trainers.iterative_sft",
     "KTOConfig": "tuneline.trainers.kto_config",
     "KTOTrainer": "tuneline.trainers.kto",
     "ORPOConfig": "tuneline.trainers.orpo_config",
@@ -119,6 +123,8 @@ __all__ = [
     "DatasetMixtureConfig",
     "GRPOConfig",
     "GRPOTrainer",
+    "IterativeSFTConfig",
+    "IterativeSFTTrainer",
     "KTOConfig",
     "KTOTrainer",
     "ORPOConfig",

@@ -10,6 +10,7 @@ from tuneline import (
     BCOConfig,
     CPOConfig,
     DPOConfig,
+    IterativeSFTConfig,
     KTOConfig,
     ORPOConfig,
     PRMConfig,
@@ -28,6 +29,7 @@ CONFIGS = (
     ORPOConfig,
     CPOConfig,
     TPOConfig,
+    IterativeSFTConfig,
 )
 SOURCES = sorted((Path(__file__).parents[2] / "tuneline" / "trainers").glob("*.py"))
 
