@@ -66,6 +66,12 @@ def test_what_there_is_not_is_named():
         create_reference_model(torch.nn.Linear(2, 2), 1)
 
 
+def test_sharded_parameters_are_not_copied(monkeypatch):
+    monkeypatch.setattr("tuneline.models.reference_model.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ModelError, match="ZeRO-3"):
+        create_reference_model(tiny_causal_lm())
+
+
 def test_learning_leaves_shared_layers_and_the_reference_alone():
     model = with_value_head()
     trainer = step_trainer(model, lr=0.1, num_shared_layers=1, batch_size=4, mini_batch_size=4, ppo_epochs=1)

@@ -315,6 +315,9 @@ def test_parts_of_the_wrong_kind_are_refused():
         StepPPOTrainer(config, "gpt2", tokenizer=tokenizer)
     with pytest.raises(ModelError, match="language-model head"):
         StepPPOTrainer(config, tiny_reward_model(), tokenizer=tokenizer)
+    model = tiny_causal_lm()
+    with pytest.raises(ConfigError, match="it would move along"):
+        step_trainer(model, ref_model=model, **SMALL)
     with pytest.raises(ConfigError, match="leave it or ref_model out"):
         step_trainer(ref_model=with_value_head(), num_shared_layers=1, **SMALL)
     with pytest.raises(ConfigError, match="shares all of its base"):

@@ -110,18 +110,19 @@ class Learning:
         updates, config = Updates(), self.config
         self.learner.train()
         for epoch in range(config.ppo_epochs):
-            policykl = 0.0
+            moved = torch.zeros(())
             for parts in self._updates_of(batch, epoch):
-                policykl = self._one_update(batch, credit, parts, updates)
-            if config.early_stopping and policykl > 1.5 * config.target_kl:
-                logger.info("pass %d of %d was the last: KL %.3f", epoch + 1, config.ppo_epochs, policykl)
+                moved = self._one_update(batch, credit, parts, updates)
+            if config.early_stopping and moved > 1.5 * config.target_kl:
+                logger.info("pass %d of %d was the last: KL %.3f", epoch + 1, config.ppo_epochs, moved)
                 break
         self.learner.eval()
-        if updates.num_skipped:
+        num_skipped = int(updates.num_skipped)
+        if num_skipped:
             logger.warning(
                 "%d mini-batches taught nothing: their mean ratio was above ratio_threshold=%g; the learning rate may "
                 "be too high",
-                updates.num_skipped,
+                num_skipped,
                 config.ratio_threshold,
             )
         return updates
@@ -134,8 +135,8 @@ class Learning:
         for start in range(0, len(parts), num_parts):
             yield parts[start : start + num_parts]
 
-    def _one_update(self, batch: StepBatch, credit: Credit, parts: list[list[int]], updates: Updates) -> float:
-        """A step of the optimizer; returns how far the policy had moved before it, in nats a target."""
+    def _one_update(self, batch: StepBatch, credit: Credit, parts: list[list[int]], updates: Updates) -> Tensor:
+        """A step of the optimizer; returns how far the policy had moved before it, (), in nats a target."""
         counts = batch.target_counts
         num_targets = self.sum(torch.tensor([float(sum(counts[i] for part in parts for i in part))]))[0].clamp(min=1)
         moved = torch.zeros(1, device=self.accelerator.device)
@@ -153,7 +154,7 @@ class Learning:
             self.accelerator.clip_grad_norm_(self.learner.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(self.sum(moved)[0].cpu() / num_targets.cpu())
+        return self.sum(moved)[0] / num_targets.to(moved.device)
 
     def _losses(self, reading: Reading, numbers: Tensor, credit: Credit, updates: Updates) -> Tensor:
         """(targets,), with their gradient."""
@@ -178,11 +179,9 @@ class Learning:
             value_clipped=value.is_clipped,
         )
         updates.ratios.append(policy.ratios.detach())
-        losses = policy.losses + config.vf_coef * value.losses
-        if len(numbers) and float(policy.ratios.detach().mean()) > config.ratio_threshold:
-            updates.num_skipped += 1
-            return losses * 0
-        return losses
+        is_wild = policy.ratios.detach().mean() > config.ratio_threshold
+        updates.num_skipped = updates.num_skipped + is_wild
+        return (policy.losses + config.vf_coef * value.losses) * ~is_wild
 
     def _rows(self, batch: StepBatch, sequences: Sequence[int]) -> Rows:
         return self.reader.rows(batch, sequences).to(self.accelerator.device)

@@ -37,6 +37,12 @@ def with_value_head(model: Any) -> Any:
 def make_reference(model: Any, given: Any, num_shared_layers: int | None) -> nn.Module | None:
     """A frozen language model; None where the policy without its adapter is the reference."""
     if given is not None:
+        own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        if any(id(parameter) in own for parameter in given.parameters()):
+            raise ConfigError(
+                "ref_model holds parameters that the model trains, so it would move along; use "
+                "create_reference_model(model), or leave it out."
+            )
         if num_shared_layers is not None:
             raise ConfigError("num_shared_layers is for the reference made here; leave it or ref_model out.")
         return prepare_reference(given)

@@ -42,11 +42,12 @@ class Updates:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     ratios: list[Tensor] = field(default_factory=list)
-    num_skipped: int = 0
+    num_skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long))
 
     def add(self, **values: Tensor) -> None:
         """Each (targets,), all of the same targets."""
-        count = torch.tensor(float(len(next(iter(values.values())))))
+        some = next(iter(values.values()))
+        count = torch.tensor(float(len(some)), dtype=torch.float64, device=some.device)
         for name, value in {**{n: v.detach().double().sum() for n, v in values.items()}, "count": count}.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
