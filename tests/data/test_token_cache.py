@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -177,3 +179,19 @@ def test_a_trainer_made_again_tokenises_and_packs_nothing(folder, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.arrow")} == before
     assert again.train_dataset.to_list() == first.train_dataset.to_list()
     assert again.tokenization_reports == first.tokenization_reports
+
+
+def test_of_several_that_need_the_same_rows_one_tokenises_and_the_others_wait(folder, monkeypatch):
+    """Threads stand for processes: the kernel's lock is on the open file, and each opens its own."""
+    started, original = [], Dataset.map
+
+    def slow_map(self, function, **options):
+        started.append(function)
+        time.sleep(0.3)
+        return original(self, function, **options)
+
+    monkeypatch.setattr(Dataset, "map", slow_map)
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: tokenized().dataset.to_list(), range(3)))
+    assert len(started) == 1
+    assert results[0] == results[1] == results[2]
