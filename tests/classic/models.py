@@ -4,6 +4,9 @@ import torch
 from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from tests.models import VOCAB, tiny_causal_lm
+from tests.trainers.rows import character_tokenizer
+from tuneline.classic.config import ClassicPPOConfig
+from tuneline.classic.trainer import StepPPOTrainer
 from tuneline.models.value_head import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
 
 
@@ -35,10 +38,6 @@ def t5_with_value_head(seed: int = 0) -> AutoModelForSeq2SeqLMWithValueHead:
 
 def step_trainer(model=None, *, ref_model=None, optimizer=None, lr=None, num_shared_layers=None, **options):
     """A step trainer; with `lr` by plain gradient descent, so that the change of a weight is its gradient."""
-    from tests.trainers.rows import character_tokenizer
-    from tuneline.classic.config import ClassicPPOConfig
-    from tuneline.classic.trainer import StepPPOTrainer
-
     model = with_value_head() if model is None else model
     if lr is not None:
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)

@@ -1,5 +1,8 @@
 """Names and defaults of the older configuration, and which generation is meant."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from tests.classic.models import step_trainer, with_value_head
@@ -104,9 +107,6 @@ def test_an_argument_that_no_generation_has_is_an_error():
 
 
 def test_every_option_is_explained_and_read():
-    from dataclasses import fields
-    from pathlib import Path
-
     code = "\n".join(path.read_text() for path in Path(dispatch.__file__).parent.glob("*.py"))
     for option in fields(ClassicPPOConfig):
         assert option.metadata.get("help"), option.name
