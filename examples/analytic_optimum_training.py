@@ -1,0 +1,164 @@
+"""Training on the enumerable task with the trainers of the library, and what each setting should end at."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from examples.analytic_optimum_fixed_points import Targets, follow
+from examples.analytic_optimum_settings import BETA, Setting
+from examples.analytic_optimum_task import Task, all_logps, optimum, total_variation
+from tuneline import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
+from tuneline.rollout.protocol import rollout_seed
+from tuneline.trainers.drawing import draw
+
+COMMON: dict[str, Any] = dict(
+    lr_scheduler_type="linear",
+    max_grad_norm=0,  # a clipped mean is not the mean of what was clipped
+    gradient_checkpointing=False,
+    report_to="none",
+    save_strategy="no",
+    logging_strategy="no",
+    use_cpu=True,
+    disable_tqdm=True,
+)
+TRAINERS: dict[str, Any] = {
+    "ppo": (PPOTrainer, PPOConfig),
+    "grpo": (GRPOTrainer, GRPOConfig),
+    "rloo": (RLOOTrainer, RLOOConfig),
+}
+# Fewer, and the rounding of near certain preferences shows in where DPO ends.
+COPIES_OF_A_PAIR = 64
+
+
+@dataclass
+class Outcome:
+    """Where a setting ended. All but `curve` are (prompts,) or (prompts, completions)."""
+
+    setting: Setting
+    logps: Tensor
+    ref_logps: Tensor
+    best_logps: Tensor
+    expected_logps: Tensor
+    seconds: float
+    curve: list[tuple[float, float]] = field(default_factory=list)  # share of the run, mean total variation
+
+    @property
+    def distances(self) -> Tensor:
+        """(prompts,): total variation from the optimum."""
+        return total_variation(self.logps, self.best_logps)
+
+    @property
+    def expected_distances(self) -> Tensor:
+        return total_variation(self.expected_logps, self.best_logps)
+
+
+def predicted(setting: Setting) -> Tensor:
+    """(prompts, completions): log-probabilities of the fixed point that the setting's loss leads to."""
+    task = setting.task
+    targets, ref_logps = Targets(task), all_logps(task.make_reference(), task)
+    return follow(setting.expected(targets, ref_logps), targets, ref_logps)
+
+
+def run(setting: Setting, seed: int = 0) -> Outcome:
+    """Train as the setting says, from the reference on."""
+    task = setting.task
+    model = task.make_reference()
+    ref_logps = all_logps(model, task)
+    best_logps = optimum(ref_logps, task.rewards, task.beta)
+    curve = [(0.0, total_variation(ref_logps, best_logps).mean().item())]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(setting, model, ref_logps, output_dir=folder, seed=seed)
+        trainer.add_callback(_Curve(model, task, best_logps, curve))
+        begun = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - begun
+    return Outcome(setting, all_logps(model, task), ref_logps, best_logps, predicted(setting), seconds, curve)
+
+
+def make_trainer(setting: Setting, model: PreTrainedModel, ref_logps: Tensor, **options: Any) -> Any:
+    """The trainer of a setting; `options` go to its configuration."""
+    task = setting.task
+    if setting.method == "dpo":
+        args: Any = DPOConfig(**COMMON, **setting.options, **options)
+        return DPOTrainer(
+            model, args=args, train_dataset=pairs(task, setting.hard_labels), processing_class=task.tokenizer
+        )
+    trainer_class, config_class = TRAINERS[setting.method]
+    args = config_class(**COMMON, **setting.options, **options)
+    given: dict[str, Any] = {"reward_funcs": task.reward}
+    if setting.kl_in_reward:
+        given = {"reward_funcs": [task.reward, penalty], "rollout_func": PenalizedRollouts(task, ref_logps)}
+    rows = Dataset.from_list([{"prompt": prompt} for prompt in task.prompts] * 64)
+    trainer = trainer_class(model=model, args=args, train_dataset=rows, processing_class=task.tokenizer, **given)
+    trainer.collector.engine.batch_size = args.per_device_train_batch_size  # completions are short: write all at once
+    return trainer
+
+
+class PenalizedRollouts:
+    """A rollout function whose completions come with what they lie apart from the reference, for `penalty`."""
+
+    def __init__(self, task: Task, ref_logps: Tensor):
+        self.task, self.ref_logps = task, ref_logps
+
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        seeds = [rollout_seed(trainer.args.seed, trainer.state.global_step, i) for i in range(len(prompts))]
+        rows = [{"prompt": prompt} for prompt in prompts]
+        rollouts = draw(trainer.collector.engine, trainer.processing_class, rows, seeds, trainer.sampling).rollouts
+        ref_logps = [
+            self.ref_logps[self.task.prompts.index(prompt), self.task.number_of[tuple(one.completion_ids)]].item()
+            for prompt, one in zip(prompts, rollouts, strict=True)
+        ]
+        return {
+            "prompt_ids": [one.prompt_ids for one in rollouts],
+            "completion_ids": [one.completion_ids for one in rollouts],
+            "logprobs": [one.logprobs for one in rollouts],
+            "log_ratio": [sum(one.logprobs) - logp for one, logp in zip(rollouts, ref_logps, strict=True)],
+        }
+
+
+def penalty(log_ratio: list[float], **columns: object) -> list[float]:
+    """The KL term as a reward function, of `PenalizedRollouts`."""
+    return [-BETA * value for value in log_ratio]
+
+
+def pairs(task: Task, hard_labels: bool = False) -> Dataset:
+    """Every pair of completions of every prompt, `COPIES_OF_A_PAIR` times: the one is chosen as often as Bradley and
+    Terry have it, to the nearest whole number."""
+    rows = []
+    for prompt, rewards in zip(task.prompt_ids, task.rewards, strict=True):
+        for i, one in enumerate(task.completions):
+            for j, other in enumerate(task.completions[:i]):
+                share = float(rewards[i] > rewards[j]) if hard_labels else (rewards[i] - rewards[j]).sigmoid().item()
+                num_wins = round(share * COPIES_OF_A_PAIR)
+                for copy in range(COPIES_OF_A_PAIR):
+                    chosen, rejected = (one, other) if copy < num_wins else (other, one)
+                    rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return Dataset.from_list(rows)
+
+
+class _Curve(TrainerCallback):
+    """Measures the distance from the optimum over the run, exactly."""
+
+    def __init__(self, model: PreTrainedModel, task: Task, best_logps: Tensor, curve: list[tuple[float, float]]):
+        self.model, self.task, self.best_logps, self.curve = model, task, best_logps, curve
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % max(1, state.max_steps // 50) == 0:
+            distance = total_variation(all_logps(self.model, self.task), self.best_logps).mean().item()
+            self.curve.append((state.global_step / state.max_steps, distance))
