@@ -295,6 +295,15 @@ def test_a_reward_model_scores_prompt_and_completion_and_the_value_function_star
     assert not torch.equal(start.score.weight, reward_model.score.weight)
 
 
+def test_a_reward_model_does_not_learn_though_it_is_passed_as_value_model_too(tmp_path):
+    reward_model = tiny_reward_model()
+    trainer = build_ppo(tmp_path, reward_model=reward_model, value_model=reward_model, learning_rate=1e-2)
+    assert trainer.module.form == "model"
+    trainer.train()
+    before = tiny_reward_model()
+    assert all(torch.equal(a, b) for a, b in zip(reward_model.parameters(), before.parameters(), strict=True))
+
+
 def test_a_reward_model_that_can_be_no_value_model_leaves_a_head(tmp_path):
     two_labels = tiny_reward_model()
     two_labels.config.num_labels = 2

@@ -39,6 +39,8 @@ def with_value_function(
     Raises:
         ConfigError, ModelError: a form that cannot be had with these models.
     """
+    if value_model is not None and value_model is reward_model:  # which must not learn
+        value_model, form = None, form or "model"
     if form is None:
         form = "head"
         if value_model is not None:
