@@ -11,10 +11,11 @@ language model, or a PEFT model of one, and is saved alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -101,6 +102,7 @@ class PolicyAndValue(HoldsPolicy):
         Args:
             start: the configuration of a new adapter; the folder of one that `RewardTrainer` saved, whose weights and
                 head are where it starts; or None for a new one like the policy's, without modules that it trains whole.
+                The value function has no dropout: what it said is compared with what it says.
 
         Raises:
             ModelError: a policy without adapters, or with one named `value`; a saved adapter of another model.
@@ -112,6 +114,8 @@ class PolicyAndValue(HoldsPolicy):
             )
         prepare_for_trees(policy)
         if not isinstance(start, str):
+            if isinstance(start, LoraConfig):
+                start = replace(start, lora_dropout=0.0)
             add_adapter_beside(policy, VALUE_ADAPTER, start, trains=True, is_saved=False)
             return cls(policy, "adapter")
         saved = read_scored_adapter(start)

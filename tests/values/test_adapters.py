@@ -223,3 +223,15 @@ def test_a_value_function_starts_from_a_saved_reward_adapter(saved_base, saved_r
     values = token_values(both, longer)
     assert_close(values[[3, 6]], expected, atol=1e-5, rtol=1e-5)  # of the states before the last tokens
     assert all(parameter.requires_grad for parameter in adapter_parameters(both.policy, "value"))
+
+
+@pytest.mark.parametrize("start", [None, LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.5)])
+def test_a_value_adapter_has_no_dropout(start):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.3, init_lora_weights=False)
+    both = policy_and_value(get_peft_model(tiny_causal_lm(), config), form="adapter", value_model=start)
+    torch.nn.init.normal_(both.value_head.weight)
+    trees = lay_out(random_trees())
+    with torch.no_grad():
+        trained, evaluated = token_values(both.train(), trees), token_values(both.eval(), trees)
+    assert torch.equal(trained, evaluated)
+    assert start is None or start.lora_dropout == 0.5

@@ -10,15 +10,18 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 
+def launch(num_processes, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def trained(form, num_processes, folder):
     folder.mkdir()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
-        "-m", "tests.values.two_processes", form, str(4 // num_processes), str(folder), "checkpointing",
-    ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(num_processes, "tests.values.two_processes", form, str(4 // num_processes), str(folder), "checkpointing")
     return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
 
 
@@ -34,3 +37,9 @@ def test_two_processes_match_one(form, tmp_path):
     for one_line, two_line in zip(one_logs, two_logs, strict=True):
         for name in ("loss", "loss/value_avg", "loss/policy_avg", "grad_norm"):
             assert two_line[name] == pytest.approx(one_line[name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp", "fsdp2"])
+def test_a_sharded_module_answers_as_a_whole_one(kind):
+    launch(2, "tests.values.sharded", kind)

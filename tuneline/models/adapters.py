@@ -55,7 +55,7 @@ def add_adapter_beside(
     """Add an adapter; those that are there stay active, and trained or frozen, as they were.
 
     Args:
-        config: by default that of the active adapter, without modules that it trains whole.
+        config: by default that of the active adapter, without modules that it trains whole and without dropout.
         trains: whether the new adapter is trained.
         is_saved: whether the model lists it (`peft_config`), and so saves and loads it. What serves the policy's
             training alone should not be part of the policy.
@@ -157,6 +157,8 @@ def _like(config: PeftConfig) -> PeftConfig:
     config.inference_mode = False
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = None
+    if isinstance(config, LoraConfig):
+        config.lora_dropout = 0.0
     if isinstance(config, LoraConfig) and config.init_lora_weights not in (True, False, "gaussian"):
         config.init_lora_weights = True  # the others (PiSSA, OLoRA, ...) change the base's weights
     return config

@@ -68,6 +68,8 @@ def read_scored_adapter(folder: str | os.PathLike[str]) -> SavedAdapter:
             "or train it from another start."
         )
     config.modules_to_save = None
+    if isinstance(config, LoraConfig):
+        config.lora_dropout = 0.0  # the new role knows no dropout
     if isinstance(config.target_modules, list | set):
         config.target_modules = set(config.target_modules) - {"score"}
     without_head = {name: tensor for name, tensor in tensors.items() if ".score." not in name}
