@@ -160,3 +160,24 @@ def test_callbacks_see_the_steps(tmp_path):
     trainer.train()
     assert trainer.state.global_step == 2
     assert "policy/approxkl_avg" in notes.logged[0]
+
+
+@pytest.mark.parametrize("given", [{}, {"peft_config": LORA}], ids=["whole", "adapter"])
+def test_the_best_policy_is_loaded_at_the_end(given, tmp_path):
+    trainer = build_ppo(
+        tmp_path, max_steps=3, learning_rate=1e-2, eval_dataset=questions(3), eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True, per_device_eval_batch_size=4,
+        metric_for_best_model="eval_num_tokens", greater_is_better=False, **given,
+    )  # fmt: skip
+    after: list[dict[str, torch.Tensor]] = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            after.append(weights(trainer))
+
+    trainer.add_callback(Keep())
+    trainer.train()  # the number of tokens rises, so that the first checkpoint is the best
+    found = weights(trainer)
+    trained = [name for name in found if name.startswith("policy.") and ".value." not in name]
+    assert all(torch.equal(found[name], after[0][name]) for name in trained)
+    assert any(not torch.equal(after[2][name], after[0][name]) for name in trained)
