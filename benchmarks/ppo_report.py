@@ -69,8 +69,9 @@ def _caption(comparison: PartsComparison, parts: dict[str, PPOPart]) -> str:
     ]
     return (
         "\n".join(lines) + f"\nMatrix products reach {comparison.peak_flops / GIGA:,.0f} GFLOP/s. The ratios of phases "
-        "are of processor time. ± the largest difference between the sides over all steps: of the first, which learns "
-        "nothing and so has no KL and ratios of 1, and of those measured."
+        "are of processor time; tuneline rewards while it scores, and the processor time of both counts as scoring. ± "
+        "the largest difference between the sides over all steps: of the first, which learns nothing and so has no KL "
+        "and ratios of 1, and of those measured."
     )
 
 
