@@ -22,12 +22,56 @@ def is_url(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class UrlReward:
-    """See `url_reward`."""
+class Endpoint:
+    """An address that takes JSON by POST and answers JSON; check it with `check_endpoint`."""
 
     url: str
     timeout: float
     token_variable: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL without its query, where a secret may stand."""
+        return self.url.partition("?")[0]
+
+    def post(self, content: Any) -> Any:
+        """The answer to `content`.
+
+        Raises:
+            RewardError: the answer is none; TimeoutError, Unavailable: there is none.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.token_variable is not None:
+            headers["Authorization"] = f"Bearer {_secret(self.token_variable)}"
+        request = urllib.request.Request(self.url, json.dumps(content).encode(), headers, method="POST")
+        opener = urllib.request.build_opener(_NoRedirect)
+        try:
+            with opener.open(request, timeout=self.timeout) as response:
+                text = response.read(_MOST_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read(300).decode(errors="replace")
+            raise RewardError(f"{self.shown} answered {error.code} {error.reason}: {said}") from None
+        except TimeoutError:
+            raise TimeoutError(f"{self.shown} gave no answer in {self.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise TimeoutError(f"{self.shown} gave no answer in {self.timeout:g} s") from None
+            raise Unavailable(
+                f"{self.shown} cannot be reached ({reason}); start the server, or mend the address"
+            ) from None
+        if len(text) > _MOST_BYTES:
+            raise RewardError(f"{self.shown} answered more than {_MOST_BYTES} bytes")
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise RewardError(f"{self.shown} answered {text[:100]!r}, which is no JSON") from None
+
+
+@dataclass(frozen=True)
+class UrlReward(Endpoint):
+    """See `url_reward`."""
 
     @property
     def __name__(self) -> str:
@@ -51,44 +95,10 @@ class UrlReward:
             "completion_ids": completion_ids,
             "columns": {name: _jsonable(name, values) for name, values in columns.items()},
         }
-        answer = self._post(json.dumps(content).encode())
+        answer = self.post(content)
         if not isinstance(answer, dict) or not isinstance(answer.get("rewards"), list):
-            raise RewardError(f'{self._shown} answered {json.dumps(answer):.100}, and not {{"rewards": [...]}}')
+            raise RewardError(f'{self.shown} answered {json.dumps(answer):.100}, and not {{"rewards": [...]}}')
         return answer["rewards"]
-
-    @property
-    def _shown(self) -> str:
-        """The URL without its query, where a secret may stand."""
-        return self.url.partition("?")[0]
-
-    def _post(self, content: bytes) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.token_variable is not None:
-            headers["Authorization"] = f"Bearer {_secret(self.token_variable)}"
-        request = urllib.request.Request(self.url, content, headers, method="POST")
-        opener = urllib.request.build_opener(_NoRedirect)
-        try:
-            with opener.open(request, timeout=self.timeout) as response:
-                text = response.read(_MOST_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                said = error.read(300).decode(errors="replace")
-            raise RewardError(f"{self._shown} answered {error.code} {error.reason}: {said}") from None
-        except TimeoutError:
-            raise TimeoutError(f"{self._shown} gave no answer in {self.timeout:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise TimeoutError(f"{self._shown} gave no answer in {self.timeout:g} s") from None
-            raise Unavailable(
-                f"{self._shown} cannot be reached ({reason}); start the server, or mend the address"
-            ) from None
-        if len(text) > _MOST_BYTES:
-            raise RewardError(f"{self._shown} answered more than {_MOST_BYTES} bytes")
-        try:
-            return json.loads(text)
-        except ValueError:
-            raise RewardError(f"{self._shown} answered {text[:100]!r}, which is no JSON") from None
 
 
 def url_reward(url: str, *, timeout: float = 60.0, token_variable: str | None = None) -> UrlReward:
@@ -105,17 +115,22 @@ def url_reward(url: str, *, timeout: float = 60.0, token_variable: str | None = 
         ConfigError: no URL, one that holds a password, or a variable that is not set.
         RewardError: when called, and the answer is none; it names the URL, without its query.
     """
+    check_endpoint(url, token_variable)
+    return UrlReward(url, timeout, token_variable)
+
+
+def check_endpoint(url: str, token_variable: str | None = None) -> None:
+    """Raise ConfigError for what is no URL, one that holds a password, or a variable that is not set."""
     parts = urlsplit(url)
     if not is_url(url) or not parts.hostname:
-        raise ConfigError(f"{url!r} is no address of a reward server; give one that begins with http:// or https://.")
+        raise ConfigError(f"{url!r} is no address of a server; give one that begins with http:// or https://.")
     if parts.password or parts.username:
         raise ConfigError(
-            f"the reward server's address at {parts.hostname} holds a password; set an environment variable and name "
+            f"the address at {parts.hostname} holds a password; set an environment variable and name "
             "it in token_variable."
         )
     if token_variable is not None:
         _secret(token_variable)
-    return UrlReward(url, timeout, token_variable)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
