@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.schema import MOST_REWARD_PATHS, TRAINING_STAGES, PipelineConfig, TrainingSection, is_local
+from stages.schema import (
+    MOST_REWARD_PATHS,
+    ONLINE_STAGES,
+    TRAINING_STAGES,
+    OnlineSection,
+    PipelineConfig,
+    TrainingSection,
+    is_local,
+)
 from stages.settings_errors import MISSING, SettingError
 
 
@@ -49,8 +57,9 @@ def _lengths(config: PipelineConfig) -> Iterator[SettingError]:
         for n in ("sft", "reward", "dpo")
         if config.why_off(n) is None
     }
-    if config.why_off("grpo") is None:
-        lengths["grpo.training.max_completion_length"] = config.grpo.training.get("max_completion_length", 512)
+    for name, option, default in (("ppo", "response_length", 53), ("grpo", "max_completion_length", 512)):
+        if config.why_off(name) is None:
+            lengths[f"{name}.training.{option}"] = _section(config, name).training.get(option, default)
     lengths["evaluate.max_new_tokens"] = config.evaluate.max_new_tokens
     for path, length in lengths.items():
         if isinstance(length, int) and length > positions:
@@ -66,14 +75,21 @@ def _launches(config: PipelineConfig) -> Iterator[SettingError]:
 
 
 def _rewards(config: PipelineConfig) -> Iterator[SettingError]:
-    grpo, paths = config.grpo, config.grpo.reward_paths
+    for name in ONLINE_STAGES:
+        section = _section(config, name)
+        assert isinstance(section, OnlineSection)
+        yield from _rewards_of(name, section, config)
+
+
+def _rewards_of(name: str, section: OnlineSection, config: PipelineConfig) -> Iterator[SettingError]:
+    paths = section.reward_paths
     if len(paths) > MOST_REWARD_PATHS:
         reason = (
             f"are made from {len(paths)} files and folders ({', '.join(paths)}), at most {MOST_REWARD_PATHS} can be"
         )
-        yield SettingError("grpo.rewards", MISSING, reason)
-    for number, reward in enumerate(grpo.rewards):
-        where = f"grpo.rewards.{number}"
+        yield SettingError(f"{name}.rewards", MISSING, reason)
+    for number, reward in enumerate(section.rewards):
+        where = f"{name}.rewards.{number}"
         if reward.model is True and config.why_off("reward") is not None:
             yield SettingError(f"{where}.model", True, f"the line has no reward model ({config.why_off('reward')})")
         if isinstance(reward.model, str) and is_local(reward.model) and not Path(reward.model).exists():

@@ -1,10 +1,10 @@
 """evaluate: every policy of the line on the test prompts, and the reward model on held-out pairs. One process.
 
-Written to reports/evaluate: `metrics.json`; in `files/` the figures (`*.svg`), `evaluation.json` (what the report
+Written to reports/evaluate: `metrics.json`; in `files/` the `figures`, `evaluation.json` (what the report
 shows), `samples.json` (completions side by side) and `completions.parquet` (all of them). The same seed gives the same
 bytes.
 
-Metrics, where POLICY is `sft`, `dpo`, `grpo` and those marked * have a 95 % interval in `NAME_low` and `NAME_high`:
+Metrics, where POLICY is `sft`, `dpo`, `ppo` or `grpo`; those marked * have a 95 % interval, `NAME_low` to `NAME_high`:
 
 - `POLICY/accuracy`*: share of prompts with a known solution answered rightly, as `evaluate.verifier` has it;
   `POLICY/accuracy/TASK`* for each task
@@ -63,7 +63,7 @@ from tuneline.rewards import RewardFunctions, get_reward
 
 logger = get_logger(__name__)
 
-POLICIES = ("sft", "dpo", "grpo")  # in the order of the line; a later one is one more name
+POLICIES = ("sft", "dpo", "ppo", "grpo")  # in the order of the line; a later one is one more name
 BASELINE = "sft"
 VERIFIER_TIMEOUT = 3600.0  # seconds for the answers of a policy: an evaluation without them is none
 

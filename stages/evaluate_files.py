@@ -68,7 +68,7 @@ def write_results(
         metrics |= flat_metrics(of_n, f"best_of_{n}")
 
     files = report / "files"
-    files.mkdir(parents=True, exist_ok=True)
+    (files / "figures").mkdir(parents=True, exist_ok=True)
     _write_json(report / "metrics.json", metrics)
     record = {"settings": settings, "counts": counts, "notes": notes, "measures": measures, "by_task": by_task}
     record["best_of_n"] = {str(n): of_n for n, of_n in best_of_n.items()}
@@ -76,7 +76,7 @@ def write_results(
     _write_json(files / "samples.json", _samples(prompts, answers, settings["num_side_by_side"]))
     write_parquet({files / "completions.parquet": _rows(prompts, answers)})
     for name, svg in _draw(answers, measures, by_task, best_of_n, pairs, baseline_name).items():
-        (files / f"{name}.svg").write_text(svg, encoding="utf-8")
+        (files / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
     return metrics
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from stages.context import StageContext
+from stages.rewards import load_rewards
 from stages.rollouts import RolloutTables, join_tables
-from stages.schema import REWARD_MODEL, Reward
 from stages.training import lora, model_source, read_rows, run_training, training_arguments
 from tuneline import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from tuneline.errors import DataError
-from tuneline.models.loading import load_causal_lm, load_reward_model, load_tokenizer
-from tuneline.rewards import get_reward, url_reward
+from tuneline.models.loading import load_causal_lm
 
 TRAINERS: dict[str, tuple[Any, Any]] = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 
@@ -32,18 +31,16 @@ def main() -> None:
         prompts = read_rows(Path("data/prepared/grpo/train.parquet"))
         if not len(prompts):
             raise DataError("data/prepared/grpo has no prompts: plain text asks nothing; name some in prepare.prompts.")
-        functions, tokenizers = zip(
-            *(_reward(reward, context.config.model.dtype) for reward in section.rewards), strict=True
-        )
+        functions, tokenizers = load_rewards(section.rewards, context.config.model.dtype)
         trainer = trainer_class(
             model=load_causal_lm(name, **keywords),
-            reward_funcs=list(functions),
+            reward_funcs=functions,
             args=training_arguments(
                 context, section, config_class, reward_weights=[reward.weight for reward in section.rewards]
             ),
             train_dataset=prompts,
             processing_class=tokenizer,
-            reward_processing_classes=list(tokenizers),
+            reward_processing_classes=tokenizers,
             peft_config=lora(section, "CAUSAL_LM"),
             callbacks=[tables],
         )
@@ -53,16 +50,6 @@ def main() -> None:
     trainer = run_training(context, make_trainer)
     if trainer.is_world_process_zero():
         join_tables(tables.folder, context.report / "rollouts" / "rollouts.parquet")
-
-
-def _reward(reward: Reward, dtype: str) -> tuple[Any, Any]:
-    """A reward function or model, and the tokenizer of a model."""
-    if reward.name is not None:
-        return get_reward(reward.name, **reward.options), None
-    if reward.url is not None:
-        return url_reward(reward.url, **reward.options), None
-    place = REWARD_MODEL if reward.model is True else str(reward.model)
-    return load_reward_model(place, dtype=dtype), load_tokenizer(place)
 
 
 if __name__ == "__main__":

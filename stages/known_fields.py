@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.schema import TRAINING_STAGES
+from stages.schema import ONLINE_STAGES, TRAINING_STAGES
 from stages.settings_errors import MISSING, SettingError, is_secret
 from tuneline.errors import StageError
 
@@ -44,8 +44,11 @@ _NOT_SETTABLE = {
     "trust_remote_code": "code that comes with a model is never run",
     "model_init_kwargs": "the model section sets them",
     "chat_template_path": "set model.chat_template",
-    "reward_weights": "each of grpo.rewards has its weight",
-    "log_completions": "the stage keeps all rollouts, in reports/grpo/rollouts.parquet",
+    "reward_weights": "each of the section's rewards has its weight",
+    "log_completions": "the stage keeps all rollouts, in reports/STAGE/rollouts/rollouts.parquet",
+    "num_sample_generations": "the stage keeps all rollouts, in reports/ppo/rollouts/rollouts.parquet",
+    "sft_model_path": "the policy starts from models/sft",
+    "reward_model_path": "name it in ppo.rewards",
 }
 
 
@@ -89,16 +92,19 @@ def _asked(settings: dict[str, Any], already: Iterable[str]) -> dict[str, Any]:
         if isinstance(synthetic, dict):
             asked[f"prepare.{name}.synthetic.tasks"] = synthetic.get("tasks")
     asked["method"], asked["rewards"] = "grpo", {}
-    grpo, evaluate = settings.get("grpo"), settings.get("evaluate")
-    if isinstance(grpo, dict):
-        asked["method"] = grpo.get("method", "grpo")
-        rewards = grpo.get("rewards")
+    for stage in ONLINE_STAGES:
+        section = settings.get(stage)
+        rewards = section.get("rewards") if isinstance(section, dict) else None
         for number, reward in enumerate(rewards if isinstance(rewards, list) else []):
             options = reward.get("options", {}) if isinstance(reward, dict) else None
             if isinstance(options, dict) and isinstance(reward.get("name"), str):
-                asked["rewards"][f"grpo.rewards.{number}"] = {"name": reward["name"], "options": options}
-    if isinstance(evaluate, dict) and isinstance(evaluate.get("verifier"), str):
-        asked["rewards"]["evaluate.verifier"] = {"name": evaluate["verifier"], "options": {}}
+                asked["rewards"][f"{stage}.rewards.{number}"] = {"name": reward["name"], "options": options}
+    if isinstance(settings.get("grpo"), dict):
+        asked["method"] = settings["grpo"].get("method", "grpo")
+    for stage in ("ppo", "evaluate"):
+        section = settings.get(stage)
+        if isinstance(section, dict) and isinstance(section.get("verifier"), str):
+            asked["rewards"][f"{stage}.verifier"] = {"name": section["verifier"], "options": {}}
     refused = [path.split(".") for path in already]
     asked["misplaced"] = {
         f"{stage}.{name}": settings[stage][name]
@@ -125,9 +131,9 @@ def find_errors(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Errors as the fields of `SettingError`, a missing value left out."""
     from peft import LoraConfig
 
-    from tuneline import DPOConfig, GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
+    from tuneline import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-    config_classes: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig}
+    config_classes: dict[str, Any] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
     config_classes["grpo"] = RLOOConfig if asked["method"] == "rloo" else GRPOConfig
     for name, config_class in config_classes.items():
         training, lora = asked.get(f"{name}.training"), asked.get(f"{name}.peft")

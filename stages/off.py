@@ -6,8 +6,15 @@ import shutil
 from pathlib import Path
 
 OFF_NOTE = "OFF.txt"
-_FOLDERS = {"grpo": ("rollouts",)}  # outputs among the reports
-_PLOTTED = ("train/loss", "train/accuracy", "train/rewards/accuracies", "train/reward", "train/completions/mean_length")
+_FOLDERS = {"ppo": ("rollouts",), "grpo": ("rollouts",)}  # outputs among the reports
+# What dvc.yaml draws of a stage's curve.csv: a column even where nothing was logged.
+PLOTTED = {
+    "sft": ("train/loss",),
+    "reward": ("train/loss", "train/accuracy"),
+    "dpo": ("train/loss", "train/rewards/accuracies"),
+    "ppo": ("train/reward", "train/rewards/verifier/mean", "train/completions/mean_length"),
+    "grpo": ("train/reward", "train/completions/mean_length"),
+}
 
 
 def write_nothing(name: str, work: Path, reason: str) -> None:
@@ -20,7 +27,7 @@ def write_nothing(name: str, work: Path, reason: str) -> None:
         (folder / OFF_NOTE).write_text(f"{reason}\n", encoding="utf-8")
     report.mkdir(exist_ok=True)
     (report / "metrics.json").write_text("{}\n")
-    (report / "curve.csv").write_text(",".join(("step", *_PLOTTED)) + "\n")
+    (report / "curve.csv").write_text(",".join(("step", *PLOTTED[name])) + "\n")
 
 
 def why_off(model: Path) -> str | None:

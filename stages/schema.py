@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field, model_validator
 
-STAGES = ("prepare", "sft", "reward", "dpo", "grpo", "evaluate")
-TRAINING_STAGES = ("sft", "reward", "dpo", "grpo")
+STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
+TRAINING_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
+ONLINE_STAGES = ("ppo", "grpo")
 REWARD_MODEL = "models/reward"
 MOST_REWARD_PATHS = 4
 NO_FILE = "requirements.lock"  # every stage depends on it, so naming it once more changes nothing
@@ -149,7 +150,7 @@ class PrepareSection(Section):
     )
     prompts: Source | None = Field(
         default=None,
-        description="What GRPO answers, with the columns that its rewards read; null: the prompts of SFT's rows.",
+        description="What PPO and GRPO answer, with the columns that rewards read; null: the prompts of SFT's rows.",
     )
     test: Source | None = Field(
         default=None, description="What evaluation asks; null: held-out prompts of the preferences or demonstrations."
@@ -193,7 +194,7 @@ class TrainingSection(Section):
 
 
 class Reward(Section):
-    """One of the rewards that GRPO adds up: a function, a model, or an address that is asked."""
+    """One of the rewards that an online method adds up: a function, a model, or an address that is asked."""
 
     name: str | None = Field(
         default=None, description="One of tuneline.rewards, or the dotted path of a function of yours."
@@ -222,18 +223,37 @@ class Reward(Section):
         return next((file for file in files if Path(file).is_file()), None)
 
 
-class GRPOSection(TrainingSection):
+class OnlineSection(TrainingSection):
     """Online reinforcement learning of the SFT model on rewards."""
 
-    method: Literal["grpo", "rloo"] = Field(
-        default="grpo", description="Which trainer: GRPOTrainer, with the fields of GRPOConfig, or RLOOTrainer."
-    )
     rewards: list[Reward] = Field(default_factory=list, description="What is rewarded; none turns the stage off.")
 
     @property
     def reward_paths(self) -> list[str]:
         """What the rewards are made from, each path once."""
         return list(dict.fromkeys(path for reward in self.rewards if (path := reward.path) is not None))
+
+
+class PPOSection(OnlineSection):
+    """Proximal policy optimization; a config without this section has the stage off."""
+
+    rewards: list[Reward] = Field(
+        default_factory=lambda: [Reward(model=True)],
+        description="What is rewarded: the line's reward model, if nothing is named; [] turns the stage off.",
+    )
+    verifier: str | None = Field(
+        default=None,
+        description="What judges the rollouts too, without a part in what is learned: a reward, named as in "
+        "ppo.rewards; null: equality with the solution, where the prompts have one.",
+    )
+
+
+class GRPOSection(OnlineSection):
+    """Group-relative policy optimization, or RLOO."""
+
+    method: Literal["grpo", "rloo"] = Field(
+        default="grpo", description="Which trainer: GRPOTrainer, with the fields of GRPOConfig, or RLOOTrainer."
+    )
 
 
 class EvaluateSection(Section):
@@ -274,6 +294,7 @@ class PipelineConfig(Section):
     sft: TrainingSection = Field(default_factory=TrainingSection, description="Supervised fine-tuning.")
     reward: TrainingSection = Field(default_factory=TrainingSection, description="Reward modelling.")
     dpo: TrainingSection = Field(default_factory=TrainingSection, description="Direct preference optimization.")
+    ppo: PPOSection = Field(default_factory=lambda: PPOSection(rewards=[]), description="Proximal policy optimization.")
     grpo: GRPOSection = Field(default_factory=GRPOSection, description="Group-relative policy optimization, or RLOO.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="Evaluation.")
 
@@ -292,17 +313,23 @@ class PipelineConfig(Section):
             "sft_launch": self.sft.launch.config_file,
             "reward_launch": self.reward.launch.config_file,
             "dpo_launch": self.dpo.launch.config_file,
+            "ppo_launch": self.ppo.launch.config_file,
             "grpo_launch": self.grpo.launch.config_file,
             "verifier": self.evaluate.verifier and Reward(name=self.evaluate.verifier).path,
+            "ppo_verifier": self.ppo.verifier and Reward(name=self.ppo.verifier).path,
         }
         local = {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
-        rewards = [*self.grpo.reward_paths, *[NO_FILE] * MOST_REWARD_PATHS][:MOST_REWARD_PATHS]
-        return local | {f"reward_{number}": path for number, path in enumerate(rewards, 1)}
+        for prefix, section in (("", self.grpo), ("ppo_", self.ppo)):
+            rewards = [*section.reward_paths, *[NO_FILE] * MOST_REWARD_PATHS][:MOST_REWARD_PATHS]
+            local |= {f"{prefix}reward_{number}": path for number, path in enumerate(rewards, 1)}
+        return local
 
     def why_off(self, stage: str) -> str | None:
         """Why a stage has nothing to do in this line; None for one that has."""
         if stage in ("reward", "dpo") and self.prepare.preferences is None:
             return "off: prepare.preferences is null"
+        if stage == "ppo" and not self.ppo.rewards:
+            return "off: there is no ppo section, or ppo.rewards is empty"
         if stage == "grpo" and not self.grpo.rewards:
             return "off: grpo.rewards is empty"
         return None

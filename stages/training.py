@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 import torch
@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback
 
 from stages.context import StageContext
+from stages.off import PLOTTED
 from stages.schema import TrainingSection
 from stages.storage import publish_folder, read_metrics, sync_tree
 from stages.supervise import crash_point
@@ -33,7 +34,13 @@ from tuneline.trainers.base import BaseTrainer
 logger = get_logger(__name__)
 
 COMPLETE = "COMPLETE"  # written into a checkpoint when all of it is on disk
-CLOCKS = ("runtime", "per_second", "preparation_time", "step_time")  # metrics of the machine, not of the run
+CLOCKS = (
+    "runtime",
+    "per_second",
+    "preparation_time",
+    "step_time",
+    "train/eps",
+)  # metrics of the machine, not of the run
 
 
 def training_arguments(context: StageContext, section: TrainingSection, config_class: type, **more: Any) -> Any:
@@ -98,8 +105,20 @@ def train_policy(
     run_training(context, make_trainer)
 
 
-def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer]) -> BaseTrainer:
-    """Train from the last whole checkpoint on, then write the model, the curve and the metrics; the trainer."""
+Trainer = TypeVar("Trainer", bound=BaseTrainer)
+Weights = tuple[Any, dict[str, Any]]  # a model, and its tensors gathered from all processes
+
+
+def run_training(
+    context: StageContext,
+    make_trainer: Callable[[], Trainer],
+    published: Callable[[Any, dict[str, Any]], Weights] = lambda model, tensors: (model, tensors),
+) -> Trainer:
+    """Train from the last whole checkpoint on, then write the model, the curve and the metrics; the trainer.
+
+    Args:
+        published: what is published of the module that was trained.
+    """
     # COMPLETE gives checkpoints new times; transformers then orders them by their numbers, and says so each time
     logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime" not in record.getMessage())
     checkpoint = last_checkpoint(context.work)
@@ -112,7 +131,7 @@ def run_training(context: StageContext, make_trainer: Callable[[], BaseTrainer])
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     evaluation = trainer.evaluate() if trainer.eval_dataset is not None else {}
     crash_point("trained")
-    save_model(trainer, context.final)
+    save_model(trainer, context.final, published)
     if trainer.is_world_process_zero():
         write_report(context, trainer, evaluation)
     PartialState().wait_for_everyone()
@@ -202,15 +221,16 @@ def last_checkpoint(work: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def save_model(trainer: BaseTrainer, final: Path) -> None:
+def save_model(trainer: BaseTrainer, final: Path, published: Callable[[Any, dict[str, Any]], Weights]) -> None:
     """Weights as safetensors, tokenizer and chat template; with LoRA the merged model, and the adapter beside it."""
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        model, state_dict = published(trainer.accelerator.unwrap_model(trainer.model_wrapped), tensors)
         aside = final.with_name("final.new")
         with publish_folder(final, aside):
             if isinstance(model, PeftModel):
-                model.save_pretrained(aside / "adapter", state_dict=state_dict)
+                adapters = list(model.active_adapters)  # without those that served training alone
+                model.save_pretrained(aside / "adapter", state_dict=state_dict, selected_adapters=adapters)
                 model.merge_and_unload().save_pretrained(aside)
             else:
                 model.save_pretrained(aside, state_dict=state_dict)
@@ -229,7 +249,8 @@ def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[s
     rows: dict[int, dict[str, float]] = {}
     for line in lines:
         rows.setdefault(line["step"], {}).update(line["metrics"])
-    names = sorted({name for row in rows.values() for name in row if not is_of_machine(name) and name != "train/epoch"})
+    logged = {name for row in rows.values() for name in row if not is_of_machine(name) and name != "train/epoch"}
+    names = sorted(logged | set(PLOTTED[context.name]))
     context.report.mkdir(parents=True, exist_ok=True)
     with (context.report / "curve.csv").open("w", newline="") as file:
         writer = csv.writer(file)

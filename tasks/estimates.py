@@ -12,6 +12,7 @@ _ROWS = {
     "sft": "demonstrations/train",
     "reward": "preferences/train",
     "dpo": "preferences/train",
+    "ppo": "prompts/train",
     "grpo": "prompts/train",
 }
 _TOKENS = {"sft": "sft/train/tokens", "reward": "preference/train/tokens", "dpo": "preference/train/tokens"}
@@ -23,7 +24,8 @@ _DEFAULTS = {
     "gradient_accumulation_steps": 1,
     "max_steps": -1,
 }
-_NUM_GENERATIONS = {"grpo": 8, "rloo": 2}  # those of GRPOConfig and RLOOConfig
+_NUM_GENERATIONS = {"ppo": 1, "grpo": 8, "rloo": 2}  # those of PPOConfig, GRPOConfig and RLOOConfig
+_PASSES = {"ppo": ("num_ppo_epochs", 4), "grpo": ("num_iterations", 1)}
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,17 @@ def estimate(root: Path, stage: str, settings: dict[str, Any], past: PastRun | N
         return Estimate(seconds=seconds)
     training = {**_DEFAULTS, **section["training"]}
     rows, tokens = counts.get(_ROWS[stage]), counts.get(_TOKENS.get(stage, ""))
-    if rows and stage == "grpo":  # a row of a batch is a completion, and each is learned from num_iterations times
-        num_generations = training.get("num_generations", _NUM_GENERATIONS[section.get("method", "grpo")])
-        rows = rows * num_generations * training.get("num_iterations", 1)
+    if rows and stage in _PASSES:  # a row of a batch is a completion, and each is learned from several times
+        num_generations = training.get("num_generations", _NUM_GENERATIONS[section.get("method", stage)])
+        rows = rows * num_generations * training.get(*_PASSES[stage])
     a_step = training["per_device_train_batch_size"] * (section.get("launch") or {}).get("num_processes", 1)
     accumulated = training["gradient_accumulation_steps"]
     steps: int | None = None
     epochs = float(training["num_train_epochs"])
-    if training["max_steps"] > 0:
-        steps = int(training["max_steps"])
+    episodes = training.get("total_episodes")  # completions of PPO, each of them learned from several times
+    if training["max_steps"] > 0 or episodes:
+        passes = training.get(*_PASSES["ppo"])
+        steps = int(training["max_steps"]) if not episodes else math.ceil(episodes * passes / (a_step * accumulated))
         epochs = steps * a_step * accumulated / rows if rows else epochs
     elif rows and not training.get("packing"):  # packing makes fewer rows, how many is known only when it is done
         an_epoch = math.ceil(math.ceil(rows / a_step) / accumulated)

@@ -25,6 +25,14 @@ CURVES = {
     "sft": ("loss", "mean_token_accuracy"),
     "reward": ("loss", "accuracy", "margin"),
     "dpo": ("loss", "rewards/accuracies", "rewards/margins"),
+    "ppo": (
+        "reward",
+        "objective/kl",
+        "objective/rlhf_reward",
+        "completions/mean_length",
+        "policy/entropy_avg",
+        "loss/value_avg",
+    ),
     "grpo": ("reward", "reward_std", "completions/mean_length", "kl", "entropy", "frac_reward_zero_std"),
 }
 MEASURES = {
@@ -51,6 +59,7 @@ BEST_OF_N = {
 }
 FIGURES = ("accuracy", "accuracy_kl", "reward_kl", "lengths", "reliability", "pair_scores", "policy_scores")
 REWARD_MODEL = "reward_model"
+VERIFIED = "rewards/verifier/mean"
 _SVG_TAGS = {"svg", "g", "path", "defs", "style", "text", "tspan", "use", "rect", "clipPath"}
 
 
@@ -90,7 +99,7 @@ def render_report(root: Path, run: RunSummary) -> str:
         length_figures=_length_figures(data),
         curves={stage: _curve_figures(root, stage, names) for stage, names in CURVES.items()},
         off={stage: read_off(root, stage) for stage in CURVES},
-        rollouts=read_rollouts(root),
+        rollouts={stage: read_rollouts(root, stage) for stage in ("ppo", "grpo")},
         evaluation=evaluation,
         tables=_tables(evaluation),
         figures=_stored_figures(root),
@@ -215,13 +224,18 @@ def _length_figures(data: DataSummary | None) -> list[Markup]:
 
 def _curve_figures(root: Path, stage: str, names: tuple[str, ...]) -> list[Markup]:
     curves = {curve.name: curve for curve in read_curves(root, stage)}
-    return [themed(figures.curves(curves[name].series, name)) for name in names if name in curves]
+    drawn = []
+    if "reward" in curves and VERIFIED in curves:  # they go apart where the policy deceives
+        learned, right = (curves.pop(name).series["train"] for name in ("reward", VERIFIED))
+        sides = ("reward", *learned), ("share that the verifier finds right", *right)
+        drawn.append(themed(figures.two_scales(*sides, "What is rewarded, and what is right")))
+    return drawn + [themed(figures.curves(curves[name].series, name)) for name in names if name in curves]
 
 
 def _stored_figures(root: Path) -> list[Markup]:
     drawn = []
     for name in FIGURES:
-        path = root / "reports" / "evaluate" / "files" / f"{name}.svg"
+        path = root / "reports" / "evaluate" / "files" / "figures" / f"{name}.svg"
         try:
             drawn.append(themed(path.read_text(encoding="utf-8")))
         except OSError:

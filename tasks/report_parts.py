@@ -19,7 +19,6 @@ import yaml
 
 PACKAGES = ("tuneline", "torch", "transformers", "accelerate", "datasets", "peft", "prefect", "dvc", "mlflow")
 LOCK_FILE = "requirements.lock"
-ROLLOUTS = Path("reports/grpo/rollouts/rollouts.parquet")
 _ROLLOUTS_SHOWN = 4
 
 
@@ -51,7 +50,7 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of GRPO's training."""
+    """One completion of an online stage's training."""
 
     step: int
     prompt: str
@@ -116,10 +115,10 @@ def read_curves(root: Path, stage: str) -> list[Curve]:
     ]
 
 
-def read_rollouts(root: Path) -> list[Rollout]:
-    """A few rollouts of the first, a middle and the last step of GRPO; those of one step answer one prompt."""
+def read_rollouts(root: Path, stage: str) -> list[Rollout]:
+    """A few rollouts of the first, a middle and the last generation of a stage."""
     try:
-        table = pq.ParquetFile(root / ROLLOUTS)
+        table = pq.ParquetFile(root / "reports" / stage / "rollouts" / "rollouts.parquet")
     except (OSError, pa.ArrowException):
         return []
     steps = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]

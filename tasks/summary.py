@@ -114,13 +114,15 @@ _KEY_METRICS = {
     "sft": ("eval/loss", "eval/mean_token_accuracy"),
     "reward": ("eval/accuracy", "eval/loss"),
     "dpo": ("eval/rewards/accuracies", "eval/loss"),
+    "ppo": ("train/reward", "train/rewards/verifier/mean", "train/objective/kl"),
     "grpo": ("train/reward", "train/completions/mean_length", "train/kl"),
     "evaluate": (
         "sft/accuracy",
         "dpo/accuracy",
+        "ppo/accuracy",
         "grpo/accuracy",
-        "dpo/win_rate_reward",
         "reward_model/pairwise_accuracy",
+        "dpo/win_rate_reward",
     ),
 }
 _COUNTS = {

@@ -20,7 +20,7 @@ def make_checkout(root: Path, hostile: str = "") -> RunSummary:
     draw = random.Random(0)
     _write(root / "data/prepared/summary.json", _data_summary(draw, hostile))
     stages = [StageSummary("prepare", "cached", 0.0, {"preferences/train": 4200, "test/eval": 400})]
-    for name in ("sft", "reward", "dpo", "grpo"):
+    for name in ("sft", "reward", "dpo", "ppo", "grpo"):
         _write_curve(root / "reports" / name / "curve.csv", draw)
         stages.append(StageSummary(name, "ran", draw.uniform(10, 90), {"eval/loss": draw.random(), "steps": 300}))
     metrics = _evaluate(root / "reports" / "evaluate", draw, hostile)
@@ -61,8 +61,8 @@ def _data_summary(draw: random.Random, hostile: str) -> dict:
 
 def _write_curve(path: Path, draw: random.Random) -> None:
     path.parent.mkdir(parents=True)
-    columns = {"sft": "mean_token_accuracy", "reward": "accuracy", "dpo": "rewards/accuracies", "grpo": "reward"}
-    accuracy = columns[path.parent.name]
+    columns = {"sft": "mean_token_accuracy", "reward": "accuracy", "dpo": "rewards/accuracies"}
+    accuracy = columns.get(path.parent.name, "reward")
     lines = [f"step,eval_loss,eval_{accuracy},train/learning_rate,train/loss,train/{accuracy}"]
     for step in range(10, 310, 10):
         loss = 0.2 + 2 / (1 + step / 40)

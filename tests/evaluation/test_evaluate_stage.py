@@ -47,6 +47,7 @@ def root(tmp_path):
     models = {
         "sft": tiny_causal_lm("qwen2", seed=1, **sizes),
         "dpo": tiny_causal_lm("qwen2", seed=2, **sizes),
+        "ppo": tiny_causal_lm("qwen2", seed=5, **sizes),
         "grpo": tiny_causal_lm("qwen2", seed=4, **sizes),
         "reward": tiny_reward_model("qwen2", seed=3, **sizes),
     }
@@ -72,7 +73,7 @@ def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
     metrics = run(root)
     assert metrics == read(root, "metrics.json")
     assert {"num_prompts": 6, "num_pairs": 5, "num_prompts_too_long": 0}.items() <= metrics.items()
-    for policy in ("sft", "dpo", "grpo"):
+    for policy in ("sft", "dpo", "ppo", "grpo"):
         assert metrics[f"{policy}/accuracy"] == 0  # a random model
         assert metrics[f"{policy}/accuracy_low"] == 0 < metrics[f"{policy}/accuracy_high"] < 1
         assert f"{policy}/accuracy/adding" in metrics
@@ -87,14 +88,14 @@ def test_an_evaluation_measures_every_policy_and_the_reward_model(root):
         metrics
     )
 
-    figures = {path.name for path in (root / "first" / "files").glob("*.svg")}
+    figures = {path.name for path in (root / "first" / "files" / "figures").glob("*.svg")}
     names = ("accuracy", "lengths", "reward_kl", "accuracy_kl", "reliability", "pair_scores", "policy_scores")
     assert figures == {f"{name}.svg" for name in names}
     samples = read(root, "files/samples.json")
     assert len(samples) == 3
     assert samples[0]["prompt"] == question(0)
     assert samples[0]["answers"]["dpo"]["correct"] is False
-    assert len(pq.read_table(root / "first" / "files" / "completions.parquet")) == 18
+    assert len(pq.read_table(root / "first" / "files" / "completions.parquet")) == 24
     assert read(root, "files/evaluation.json")["notes"] == []
 
 
@@ -129,8 +130,8 @@ def test_progress_goes_up_to_the_end_and_closes_with_all_metrics(root):
     lines = [json.loads(line) for line in (root / "first" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps)
-    # six prompts: three policies, dpo and grpo once more for the divergence, sft four times for the best of four
-    assert {line["max_steps"] for line in lines} == {steps[-1]} == {54}
+    # six prompts: four policies, all but sft once more for the divergence, sft four times for the best of four
+    assert {line["max_steps"] for line in lines} == {steps[-1]} == {66}
     assert lines[-1]["metrics"] == metrics
 
 
@@ -148,7 +149,8 @@ def test_what_is_missing_is_said_and_left_out(root):
     write_parquet({root / "data" / "prepared" / "test.parquet": [{"prompt": "2 + 2 ="}, {"prompt": "3 + 3 ="}]})
     (root / "models" / "reward").rename(root / "models" / "elsewhere")
     (root / "models" / "sft").rename(root / "models" / "gone")
-    shutil.rmtree(root / "models" / "grpo")
+    for name in ("ppo", "grpo"):
+        shutil.rmtree(root / "models" / name)
     metrics = run(root)
     assert set(metrics) == {"num_prompts", "num_prompts_too_long", "dpo/completion_length", "dpo/share_cut_off"}
     notes = " ".join(read(root, "files/evaluation.json")["notes"])
@@ -166,9 +168,9 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(root):
 
 
 def test_without_a_policy_there_is_nothing_to_evaluate(root):
-    for name in ("sft", "dpo", "grpo"):
+    for name in ("sft", "dpo", "ppo", "grpo"):
         (root / "models" / name).rename(root / name)
-    with pytest.raises(StageError, match="none of sft, dpo, grpo"):
+    with pytest.raises(StageError, match="none of sft, dpo, ppo, grpo"):
         run(root)
 
 

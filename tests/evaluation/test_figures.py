@@ -21,6 +21,7 @@ def all_figures(name="sorting"):
         "constant": figures.histograms({"sft": [0.5, 0.5]}, "one value", "score"),
         "reward_kl": figures.against_divergence(points, curve, name, name, "score"),
         "without_best_of_n": figures.against_divergence(points, {}, name, name, "score"),
+        "two_scales": figures.two_scales((name, [1, 2], [0.5, 2.0]), ("right", [1, 2], [0.4, 0.3]), name),
         "counted": figures.counted([0, 2, 4], [5, 1], name, "tokens", limit=3),
         "curves": figures.curves({"loss": ([1, 2, 3], [3.0, math.nan, 1.0]), name: ([2], [0.5])}, "sft"),
     }

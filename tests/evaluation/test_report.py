@@ -54,8 +54,8 @@ def test_a_report_shows_every_part(html):
         *("beta: 0.1", "transformers", "0123456789abcdef0123456789abcdef.dir", "amber-fox", "0a1b2c", "sha256"),
     ):
         assert part in page.text, part
-    # three histograms of lengths, loss and accuracy of three stages, reward of one, and those of the evaluation
-    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 7
+    # three histograms of lengths, loss and accuracy of three stages, reward of two, and those of the evaluation
+    assert page.tags.count("svg") == 3 + 3 * 2 + 2 + 7
     assert "missing" not in page.text
     assert "is not there" not in page.text
 
@@ -80,6 +80,8 @@ def test_rollouts_of_grpo_and_stages_that_are_off_are_shown(tmp_path):
         tables.keep(step - 1, rollouts, ["exact_match"])
     join_tables(tables.folder, tmp_path / "reports" / "grpo" / "rollouts" / "rollouts.parquet")
     (tmp_path / "reports" / "grpo" / "curve.csv").write_text("step,train/reward\n1,0.1\n2,0.3\n")
+    verified = "step,train/reward,train/rewards/verifier/mean\n1,0.1,0.5\n2,0.3,0.2\n"
+    (tmp_path / "reports" / "ppo" / "curve.csv").write_text(verified)
     page = Page(write_report(tmp_path, run).read_text())
     for part in (
         "question 1",
@@ -88,6 +90,7 @@ def test_rollouts_of_grpo_and_stages_that_are_off_are_shown(tmp_path):
         "answer 9 3",
         "exact_match 0.250",
         "advantage 1.375",
+        "What is rewarded, and what is right",
         "cut off",
     ):
         assert part in page.text, part
@@ -162,11 +165,11 @@ def test_a_figure_that_was_tampered_with_is_refused(content, reason):
 
 def test_a_refused_figure_leaves_the_report_whole(tmp_path):
     run = make_checkout(tmp_path)
-    figure = tmp_path / "reports" / "evaluate" / "files" / "accuracy.svg"
+    figure = tmp_path / "reports" / "evaluate" / "files" / "figures" / "accuracy.svg"
     figure.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     page = Page(write_report(tmp_path, run).read_text())
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 3 + 3 * 2 + 1 + 6
+    assert page.tags.count("svg") == 3 + 3 * 2 + 2 + 6
 
 
 def test_numbers_are_written_for_readers():

@@ -134,7 +134,7 @@ def test_what_a_stage_that_is_off_left_is_read_again(tmp_path: Path):
     assert summary.all_cached
 
 
-def test_grpo_takes_as_many_steps_as_its_completions_fill(tmp_path: Path):
+def test_grpo_and_ppo_take_as_many_steps_as_their_completions_fill(tmp_path: Path):
     (tmp_path / "reports" / "prepare").mkdir(parents=True)
     (tmp_path / "reports" / "prepare" / "metrics.json").write_text(json.dumps({"prompts/train": 100}))
     training = {"per_device_train_batch_size": 16, "num_train_epochs": 1}
@@ -142,6 +142,10 @@ def test_grpo_takes_as_many_steps_as_its_completions_fill(tmp_path: Path):
     assert (expected.steps, expected.tokens) == (50, None)  # 100 prompts x 8 completions in batches of 16
     rloo = {"method": "rloo", "training": {**training, "num_iterations": 2}}
     assert estimate(tmp_path, "grpo", {"grpo": rloo}, None, prepared=True).steps == 25  # 2 completions, twice
+    ppo = {"training": training}
+    assert estimate(tmp_path, "ppo", {"ppo": ppo}, None, prepared=True).steps == 25  # 1 completion, 4 times
+    ppo = {"training": {**training, "num_mini_batches": 2, "num_ppo_epochs": 1, "total_episodes": 640}}
+    assert estimate(tmp_path, "ppo", {"ppo": ppo}, None, prepared=True).steps == 40
 
 
 def test_a_run_without_work_says_so(settings: Path):

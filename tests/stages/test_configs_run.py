@@ -66,12 +66,18 @@ def test_the_line_runs_on_problems_of_gsm8k(tmp_path, method):
 def test_the_line_runs_on_dialogues_of_hh_rlhf(tmp_path):
     line = new_checkout(tmp_path / "line")
     source = real_data("hh-harmless.jsonl.gz")
+    options = {"max_steps": 4, "per_device_train_batch_size": 4, "response_length": 8, "warmup_steps": 0}
+    small = [*SMALL, *(f"ppo.training.{name}={value}" for name, value in options.items())]
     config = load_config(
-        ROOT / "configs" / "hh-harmless.yaml", [*SMALL, f"prepare.preferences.path={source}"], root=ROOT
+        ROOT / "configs" / "hh-harmless.yaml", [*small, f"prepare.preferences.path={source}"], root=ROOT
     )
     write_params(config, line.root / "params.yaml")
     line.repro()
     metrics = json.loads((line.root / "reports" / "evaluate" / "metrics.json").read_text())
     assert metrics["num_prompts"] > 0
     assert 0 <= metrics["reward_model/pairwise_accuracy"] <= 1
-    assert (line.root / "models" / "dpo" / "model.safetensors").is_file()
+    for policy in ("dpo", "ppo"):
+        assert (line.root / "models" / policy / "model.safetensors").is_file()
+    columns = pq.read_table(line.root / "reports" / "ppo" / "rollouts" / "rollouts.parquet").column_names
+    assert "rewards/reward" in columns
+    assert "rewards/verifier" not in columns  # there is nothing to verify

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-GRPO_REPORT = ("curve.csv", "metrics.json", "rollouts/rollouts.parquet")
+ONLINE_REPORT = ("curve.csv", "metrics.json", "rollouts/rollouts.parquet")
 
 
 def weights(folder):
@@ -32,20 +32,21 @@ def test_a_stage_that_was_killed_goes_on_and_ends_with_the_same_weights(prepared
         assert mine.read_text() == whole.read_text()
 
 
-def test_grpo_that_was_killed_draws_the_same_rollouts_again(trained):
-    trained.repro("grpo", TUNELINE_CRASH_AT="")
-    whole = {name: (trained.root / "reports" / "grpo" / name).read_bytes() for name in GRPO_REPORT}
-    model = trained.hash_of("models/grpo")
-    for folder in (trained.root / ".work" / "grpo", trained.root / ".dvc" / "cache"):
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_an_online_stage_that_was_killed_draws_the_same_rollouts_again(trained, stage):
+    if stage == "ppo":
+        trained.repro("reward")
+    trained.repro(stage, TUNELINE_CRASH_AT="")
+    whole = {name: (trained.root / "reports" / stage / name).read_bytes() for name in ONLINE_REPORT}
+    model = trained.hash_of(f"models/{stage}")
+    for folder in (trained.root / ".work" / stage, trained.root / ".dvc" / "cache"):
         shutil.rmtree(folder)
-    assert trained.repro("grpo", check=False, TUNELINE_CRASH_AT="checkpoint-4").returncode != 0
-    (
-        trained.work("grpo") / "checkpoint-4" / "COMPLETE"
-    ).unlink()  # so rollouts of steps 3 and 4 lie past the checkpoint
-    assert "goes on from checkpoint-2" in trained.repro("grpo").stdout
-    assert trained.hash_of("models/grpo") == model
+    assert trained.repro(stage, check=False, TUNELINE_CRASH_AT="checkpoint-4").returncode != 0
+    (trained.work(stage) / "checkpoint-4" / "COMPLETE").unlink()  # so rollouts of steps 3 and 4 lie past the checkpoint
+    assert "goes on from checkpoint-2" in trained.repro(stage).stdout
+    assert trained.hash_of(f"models/{stage}") == model
     for name, content in whole.items():
-        assert (trained.root / "reports" / "grpo" / name).read_bytes() == content, name
+        assert (trained.root / "reports" / stage / name).read_bytes() == content, name
 
 
 def test_an_incomplete_checkpoint_is_deleted(prepared, checkout_after_sft):

@@ -1,5 +1,6 @@
 """The whole tiny line by `dvc repro`: what runs again after which change, and what DVC's users do with the results."""
 
+import csv
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import yaml
 from stages.schema import STAGES, TRAINING_STAGES
 from tests.stages.conftest import commit, copy_of
 
+FIGURES = ("accuracy", "accuracy_kl", "lengths", "pair_scores", "policy_scores", "reliability", "reward_kl")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -57,16 +59,16 @@ def test_another_beta_runs_dpo_and_evaluate_only_and_the_old_one_comes_from_the_
 
 def test_stages_that_the_config_turns_off_leave_a_note_and_come_back_from_the_cache(line):
     before = {name: line.hash_of(f"models/{name}") for name in TRAINING_STAGES}
-    line.configure("prepare.preferences=null", "grpo.rewards=[]")
+    line.configure("prepare.preferences=null", "ppo.rewards=[]", "grpo.rewards=[]")
     shown = line.repro().stdout
     assert "dpo is off: prepare.preferences is null" in shown
     assert line.hash_of("models/sft") == before["sft"]
-    for name in ("reward", "dpo", "grpo"):
+    for name in ("reward", "dpo", "ppo", "grpo"):
         assert [path.name for path in (line.root / "models" / name).iterdir()] == ["OFF.txt"]
         assert json.loads((line.root / "reports" / name / "metrics.json").read_text()) == {}
     metrics = json.loads((line.root / "reports" / "evaluate" / "metrics.json").read_text())
     assert "sft/accuracy" in metrics
-    assert not [name for name in metrics if name.startswith(("dpo", "grpo", "reward"))]
+    assert not [name for name in metrics if name.startswith(("dpo", "ppo", "grpo", "reward", "best_of"))]
     assert "up to date" in line.repro().stdout
     line.configure()
     assert not stages_run(line.repro().stdout)
@@ -83,7 +85,26 @@ def test_the_reward_model_of_the_line_may_reward(line):
     for score, matched, reward in zip(scores, weighted, total, strict=True):
         assert reward == pytest.approx(score + 0.5 * matched, abs=1e-5)
     line.configure("grpo.rewards=[{model: true}]", "reward.training.learning_rate=2e-3")
-    assert stages_run(line.repro().stdout) == ["reward", "grpo", "evaluate"]
+    ran = stages_run(line.repro().stdout)
+    assert (ran[0], set(ran[1:-1]), ran[-1]) == ("reward", {"ppo", "grpo"}, "evaluate")
+
+
+def test_another_setting_of_ppo_runs_ppo_and_evaluate_only(line):
+    line.configure("ppo.training.kl_coef=0.2")
+    assert stages_run(line.repro().stdout) == ["ppo", "evaluate"]
+
+
+def test_ppo_learns_from_the_reward_model_and_is_judged_by_the_verifier_too(line):
+    rollouts = pq.read_table(line.root / "reports" / "ppo" / "rollouts" / "rollouts.parquet")
+    assert set(rollouts["step"].to_pylist()) == {1, 3, 5}  # two steps a generation
+    assert rollouts["reward"].to_pylist() == pytest.approx(rollouts["rewards/reward"].to_pylist())
+    assert set(rollouts["rewards/verifier"].to_pylist()) <= {0.0, 1.0}
+    with (line.root / "reports" / "ppo" / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["train/rewards/verifier/mean"] for row in rows)
+    assert not {"train/eps"} & set(rows[0])  # how fast the machine was
+    lock = yaml.safe_load((line.root / "dvc.lock").read_text())
+    assert "models/reward" in {dep["path"] for dep in lock["stages"]["ppo"]["deps"]}
 
 
 def _reward_columns(rollouts):
@@ -99,11 +120,14 @@ def _reward_columns(rollouts):
         (["dpo.launch.timeout_hours=1.0"], set()),
         (["evaluate.max_new_tokens=4"], {"evaluate"}),
         (["reward.training.learning_rate=2e-3"], {"reward"}),
+        (["ppo.training.kl_coef=0.1"], {"ppo"}),
+        (["ppo.verifier=numeric_match_reward"], {"ppo"}),
+        (["ppo.rewards=[{name: exact_match_reward}]"], {"ppo"}),
         (["sft.peft={r: 2}"], {"sft"}),
         (["grpo.method=rloo"], {"grpo"}),
         (["grpo.rewards=[]"], {"grpo"}),
         (["prepare.max_rows=10"], {"prepare"}),
-        (["seed=4"], {"prepare", "sft", "reward", "dpo", "grpo", "evaluate"}),
+        (["seed=4"], {"prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate"}),
     ],
 )
 def test_a_setting_reaches_only_the_stages_that_read_it(line, overrides, stages):
@@ -116,7 +140,8 @@ def test_a_setting_reaches_only_the_stages_that_read_it(line, overrides, stages)
     [
         ("tuneline/losses/preference.py", {"dpo"}),
         ("tuneline/losses/reward.py", {"reward"}),
-        ("tuneline/losses/policy.py", {"grpo"}),
+        ("tuneline/losses/policy.py", {"ppo", "grpo"}),
+        ("tuneline/losses/value.py", {"ppo"}),
         ("tuneline/data/synthetic.py", {"prepare"}),
         ("tuneline/data/packing.py", {"sft"}),
         ("tuneline/evaluation/intervals.py", {"evaluate"}),
@@ -140,7 +165,7 @@ def test_metrics_and_plots_are_shown(line):
     assert [point["step"] for point in points] == ["1", "2", "3", "4", "5", "6"]
     assert {path for path in plots["data"] if path.endswith(".svg")} == {
         "reports/prepare/lengths.svg",
-        *(f"reports/evaluate/files/{name}.svg" for name in ("accuracy", "lengths", "reliability")),
+        *(f"reports/evaluate/files/figures/{name}.svg" for name in FIGURES),
     }
 
 
@@ -160,7 +185,7 @@ def test_a_clone_pulls_what_was_pushed_and_is_up_to_date(line, tmp_path):
 def test_models_are_loaded_by_transformers_alone(line):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    for name in ("sft", "dpo", "grpo"):
+    for name in ("sft", "dpo", "ppo", "grpo"):
         AutoModelForCausalLM.from_pretrained(line.root / "models" / name)
     assert AutoModelForSequenceClassification.from_pretrained(line.root / "models" / "reward").num_labels == 1
     for name in TRAINING_STAGES:

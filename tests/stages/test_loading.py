@@ -105,6 +105,8 @@ def settings_with(dotted, value):
         ("prepare.prompts", {"path": "missing.jsonl"}, "prepare.prompts.path = 'missing.jsonl': no such file"),
         ("prepare.prompts", {"synthetic": {"num_rows": 1, "noise": 0.5}}, "only demonstrations can be noisy"),
         ("grpo.training.max_completion_length", 200, "the model reads 128 tokens"),
+        ("ppo.training.response_length", 200, "the model reads 128 tokens"),
+        ("ppo.rewards", [{"url": "localhost:1"}], "ppo.rewards.0.url = 'localhost:1': should begin with http"),
         ("grpo.rewards", [{"url": "localhost:1"}], "should begin with http"),
         ("grpo.rewards", [{"model": "/missing"}], "grpo.rewards.0.model = '/missing': no such file or folder"),
         ("grpo.rewards", [{"model": str(path)} for path in sorted(ROOT.glob("t*/*"))[:5]], "at most 4 can be"),
@@ -209,11 +211,24 @@ def test_a_line_without_preferences_or_rewards_has_stages_that_are_off():
     assert config.why_off("grpo") == "off: grpo.rewards is empty"
     settings = settings_with("prepare.preferences", None)
     settings["grpo"]["rewards"] = [{"model": True}]
-    (error,) = contradictions(PipelineConfig.model_validate(settings))
-    assert "the line has no reward model" in error.describe({})
+    errors = [error.describe({}) for error in contradictions(PipelineConfig.model_validate(settings))]
+    assert [error.split(" = ")[0] for error in errors] == ["ppo.rewards.0.model", "grpo.rewards.0.model"]
+    assert all("the line has no reward model" in error for error in errors)
     settings["prepare"]["demonstrations"] = None
     with pytest.raises(ValidationError, match="needs demonstrations, preferences, or both"):
         PipelineConfig.model_validate(settings)
+
+
+def test_ppo_is_off_without_a_section_and_learns_from_the_reward_model_where_nothing_else_is_named():
+    config = PipelineConfig.model_validate(yaml.safe_load(TINY.read_text()))
+    assert config.why_off("ppo") is None
+    assert [reward.model for reward in config.ppo.rewards] == [True]
+    assert config.files["ppo_reward_1"] == "models/reward"
+    settings = yaml.safe_load(TINY.read_text())
+    del settings["ppo"]
+    config = PipelineConfig.model_validate(settings)
+    assert config.why_off("ppo") == "off: there is no ppo section, or ppo.rewards is empty"
+    assert config.files["ppo_reward_1"] == NO_FILE
 
 
 def test_dvc_watches_what_rewards_are_made_from(tmp_path, monkeypatch):

@@ -221,6 +221,26 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title:
     return drawing.svg
 
 
+def two_scales(
+    left: tuple[str, Sequence[float], Sequence[float]], right: tuple[str, Sequence[float], Sequence[float]], title: str
+) -> str:
+    """Two curves over the same steps, each in its own unit.
+
+    Args:
+        left, right: (label, x, y); the right one is a share, from 0 to 1.
+    """
+    with _drawing(title, height=2.4) as drawing:
+        other = drawing.axes.twinx()
+        for axes, (label, x, y), colour in ((drawing.axes, left, SERIES[0]), (other, right, SERIES[1])):
+            axes.plot(x, y, color=colour, linewidth=1.5)
+            axes.set_ylabel(label, color=colour)
+            axes.tick_params(axis="y", labelcolor=colour)
+        other.set(ylim=(0, 1))
+        other.grid(visible=False)
+        drawing.axes.set(xlabel="step")
+    return drawing.svg
+
+
 def counted(edges: Sequence[float], counts: Sequence[int], title: str, label: str, limit: float | None = None) -> str:
     """A histogram whose counts are there already, with a line at a limit that lies within it."""
     with _drawing(title, height=2.2) as drawing:
