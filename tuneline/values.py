@@ -23,7 +23,7 @@ from tuneline.attention import Segments
 from tuneline.errors import ConfigError, ModelError
 from tuneline.heads import ScalarHead, scalars
 from tuneline.logprobs import TargetLogprobs, token_logprobs
-from tuneline.models.adapters import VALUE_ADAPTER, adapter_parameters, add_adapter_beside
+from tuneline.models.adapters import VALUE_ADAPTER, adapter_parameters, add_adapter_beside, drop_unlisted_adapter
 from tuneline.models.hidden_states import Reading, hidden_states, input_of, reading, reads_trees, rows_of
 from tuneline.models.layouts import (
     HoldsPolicy,
@@ -105,7 +105,7 @@ class PolicyAndValue(HoldsPolicy):
                 The value function has no dropout: what it said is compared with what it says.
 
         Raises:
-            ModelError: a policy without adapters, or with one named `value`; a saved adapter of another model.
+            ModelError: a policy without adapters, or with its own named `value`; a saved adapter of another model.
         """
         if not isinstance(policy, PeftModel):
             raise ModelError(
@@ -113,6 +113,7 @@ class PolicyAndValue(HoldsPolicy):
                 "pass peft_config, or take the value function 'head' or 'model'."
             )
         prepare_for_trees(policy)
+        drop_unlisted_adapter(policy, VALUE_ADAPTER)
         if not isinstance(start, str):
             if isinstance(start, LoraConfig):
                 start = replace(start, lora_dropout=0.0)

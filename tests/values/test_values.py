@@ -210,13 +210,27 @@ def test_models_that_do_not_go_together_are_refused():
     with pytest.raises(ModelError, match="needs a policy with an adapter"):
         policy_and_value(tiny_causal_lm(), form="adapter")
     with pytest.raises(ModelError, match="'value' already"):
-        policy_and_value(build("adapter").policy, form="adapter", value_model=LoraConfig(target_modules=["q_proj"]))
+        policy_and_value(with_own_value_adapter(), form="adapter", value_model=LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ModelError, match="num_labels=3"):
         policy_and_value(tiny_causal_lm(), form="model", value_model=three_labels())
     with pytest.raises(ModelError, match="embeds 50 tokens"):
         policy_and_value(tiny_causal_lm(), form="model", value_model=tiny_reward_model(vocab_size=50))
     with pytest.raises(ModelError, match="no value model"):
         policy_and_value(tiny_causal_lm(), form="model", value_model=tiny_causal_lm())
+
+
+def with_own_value_adapter():
+    policy = build_policy("adapter")
+    policy.add_adapter("value", LoraConfig(target_modules=["q_proj"]))
+    return policy
+
+
+def test_a_policy_is_given_a_new_value_function_in_place_of_an_earlier_one():
+    one = build("adapter")
+    other = policy_and_value(one.policy, form="adapter", value_model=LoraConfig(r=2, target_modules=["q_proj"]))
+    names = {name for name, _ in other.named_parameters() if ".value." in name}
+    assert names
+    assert all(".q_proj." in name for name in names)
 
 
 def three_labels():

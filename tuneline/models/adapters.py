@@ -19,7 +19,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from tuneline.errors import ModelError
+from tuneline.logging import get_logger
 from tuneline.models.layouts import base_model
+
+logger = get_logger(__name__)
 
 VALUE_ADAPTER, REWARD_ADAPTER, REFERENCE_ADAPTER = "value", "reward", "ref"
 
@@ -97,6 +100,16 @@ def load_adapter_beside(
             f"the adapter does not fit the model: {len(wrong)} tensors are missing or have no place, first "
             f"{wrong[0]!r}; both must be on the same base model."
         )
+
+
+def drop_unlisted_adapter(model: PeftModel, name: str) -> None:
+    """Take out an adapter that an earlier training added beside the model's own, if there is one."""
+    if name in model.peft_config or not adapter_parameters(model, name):
+        return
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.delete_adapter(name)
+    logger.info("dropped the adapter %r of an earlier training", name)
 
 
 def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
