@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from tests.trainers.build import build, weights, with_plain_descent
-from tests.trainers.rows import demonstrations, preferences
+from tests.trainers.rows import demonstrations, judged, preferences, solutions
 
 
 def main(method: str, per_device: str, folder: str) -> None:
@@ -20,7 +20,15 @@ def main(method: str, per_device: str, folder: str) -> None:
     }
     if method == "dpo":
         options |= {"loss_type": ["sigmoid", "sft"], "precompute_ref_log_probs": True}
-    evaluation = demonstrations(11) if method == "sft" else preferences(11, margin=method == "reward")
+    match method:
+        case "sft":
+            evaluation = demonstrations(11)
+        case "kto" | "bco":
+            evaluation = judged(11)
+        case "prm":
+            evaluation = solutions(11)
+        case _:
+            evaluation = preferences(11, margin=method == "reward")
     trainer = with_plain_descent(build(method, Path(folder), options=options, eval_dataset=evaluation), 0.1)
     trainer.train()
     metrics = trainer.evaluate()

@@ -16,7 +16,6 @@ from tuneline.data.formats import extract_prompt
 from tuneline.data.rendering import Rows, split_at_prompt, tokenize_values, tokenize_with_assistant_masks
 
 NUM_KEPT, NUM_WHOLE, REWRITTEN = "_num_tokens_kept", "_num_tokens", "_prompt_rewritten"
-_PASSED_THROUGH = ("margin", "ref_chosen_logps", "ref_rejected_logps")
 
 
 def sft_batch(
@@ -73,52 +72,44 @@ def sft_batch(
     return columns
 
 
-def preference_batch(
+def completions_batch(
     batch: dict[str, list],
     indices: list[int],
     *,
     tokenizer: PreTrainedTokenizerBase,
+    sides: tuple[str, ...],
     max_length: int | None,
+    max_completion_length: int | None,
     keep_end: bool,
+    kept_columns: tuple[str, ...],
     eos_token: str | None,
     chat_template: str | None,
     revision: int,
 ) -> dict[str, list]:
-    columns: dict[str, list] = {name: [] for name in ("prompt_ids", "chosen_ids", "rejected_ids", NUM_KEPT, NUM_WHOLE)}
+    """A prompt and its completions alone, in columns `prompt_ids` and, for each of `sides`, such as `chosen_ids`."""
+    names = ["prompt_ids", *(f"{side}_ids" for side in sides)]
     rewritten = [0] * len(indices)
-    if "chosen_ids" in batch:
+    if set(names[1:]) <= set(batch):
         prompts = batch.get("prompt_ids") or [[]] * len(indices)
-        triples = list(zip(prompts, batch["chosen_ids"], batch["rejected_ids"], strict=True))
+        rows_of_ids = [list(row) for row in zip(prompts, *(batch[name] for name in names[1:]), strict=True)]
     else:
-        rows = _with_prompt(batch, indices)
-        chosen, rejected = (
-            tokenize_values(
-                tokenizer, rows, rows.joined("prompt", side), eos_token=eos_token, chat_template=chat_template
-            )
-            for side in ("chosen", "rejected")
-        )
+        rows = _with_prompt(batch, indices, sides)
         prompts = _prompt_ids(tokenizer, rows, chat_template)
-        triples = []
-        for i, (prompt, c, r) in enumerate(zip(prompts, chosen, rejected, strict=True)):
-            shared = split_at_prompt(prompt, c, r)
+        options: dict[str, Any] = {"eos_token": eos_token, "chat_template": chat_template}
+        wholes = [tokenize_values(tokenizer, rows, rows.joined("prompt", side), **options) for side in sides]
+        rows_of_ids = []
+        for i, (prompt, *ids) in enumerate(zip(prompts, *wholes, strict=True)):
+            shared = split_at_prompt(prompt, *ids)
             rewritten[i] = int(shared < len(prompt))
-            triples.append((prompt[:shared], c[shared:], r[shared:]))
-    for prompt, c, r in triples:
-        if max_length is None:
-            kept = (prompt, c, r)
-        elif keep_end:
-            start = max(0, len(prompt) + max(len(c), len(r)) - max_length)
-            kept = (prompt[start:], c[-max_length:], r[-max_length:])
-        else:
-            room = max(0, max_length - len(prompt))
-            kept = (prompt, c[:room], r[:room])
-        if not kept[1] or not kept[2]:
-            kept = ([], [], [])
-        for name, tokens in zip(("prompt_ids", "chosen_ids", "rejected_ids"), kept, strict=True):
-            columns[name].append(tokens)
+            rows_of_ids.append([prompt[:shared], *(whole[shared:] for whole in ids)])
+    columns: dict[str, list] = {name: [] for name in (*names, NUM_KEPT, NUM_WHOLE)}
+    for row in rows_of_ids:
+        kept = _cut(row, max_length, max_completion_length, keep_end)
+        for name, ids in zip(names, kept, strict=True):
+            columns[name].append(ids)
         columns[NUM_KEPT].append(sum(map(len, kept)))
-        columns[NUM_WHOLE].append(len(prompt) + len(c) + len(r))
-    return columns | {REWRITTEN: rewritten} | {name: batch[name] for name in _PASSED_THROUGH if name in batch}
+        columns[NUM_WHOLE].append(sum(map(len, row)))
+    return columns | {REWRITTEN: rewritten} | {name: batch[name] for name in kept_columns}
 
 
 def reward_batch(
@@ -151,20 +142,45 @@ def reward_batch(
     return columns | {REWRITTEN: [0] * len(indices)} | passed
 
 
-def _with_prompt(batch: Mapping[str, list], indices: Sequence[int]) -> Rows:
-    """The batch with an explicit prompt; one in another notation than its completions is taken from these anew."""
-    prompts, chosen, rejected = [], [], []
-    for i in range(len(indices)):
-        row = {"chosen": batch["chosen"][i], "rejected": batch["rejected"][i]}
+def _cut(
+    row: list[list[int]], max_length: int | None, max_completion_length: int | None, keep_end: bool
+) -> list[list[int]]:
+    """A prompt and its completions without what is too long; all empty where a completion would be."""
+    prompt, *completions = row
+    completions = [ids[:max_completion_length] for ids in completions]
+    if max_length is not None and keep_end:
+        start = max(0, len(prompt) + max(map(len, completions)) - max_length)
+        prompt, completions = prompt[start:], [ids[-max_length:] for ids in completions]
+    elif max_length is not None:
+        completions = [ids[: max(0, max_length - len(prompt))] for ids in completions]
+    return [prompt, *completions] if all(completions) else [[] for _ in row]
+
+
+def _with_prompt(
+    batch: Mapping[str, list], indices: Sequence[int], sides: Sequence[str] = ("chosen", "rejected")
+) -> Rows:
+    """The batch with an explicit prompt: where there is none, or one in another notation than its completions, what
+    `chosen` and `rejected` begin with."""
+    rows = Rows(batch, indices)
+    if "chosen" not in sides:
+        return rows
+    columns: dict[str, list] = {name: [] for name in ("prompt", *sides)}
+    for i in range(len(rows)):
+        row = {side: batch[side][i] for side in sides}
         given = batch["prompt"][i] if "prompt" in batch else None
         if given is not None and isinstance(given, str) == isinstance(row["chosen"], str):
             row["prompt"] = given
         else:
-            row = extract_prompt(row)
-        prompts.append(row["prompt"])
-        chosen.append(row["chosen"])
-        rejected.append(row["rejected"])
-    return Rows(dict(batch) | {"prompt": prompts, "chosen": chosen, "rejected": rejected}, indices)
+            row |= extract_prompt(row)
+            size = len(row["prompt"])
+            for side in sides[2:]:
+                if row[side][:size] != row["prompt"]:
+                    problem = "does not begin with the prompt that 'chosen' and 'rejected' share; give a 'prompt'"
+                    raise rows.error(i, side, problem)
+                row[side] = row[side][size:]
+        for name, values in columns.items():
+            values.append(row[name])
+    return Rows(dict(batch) | columns, indices)
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Rows, chat_template: str | None) -> list[list[int]]:

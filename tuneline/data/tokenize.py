@@ -6,7 +6,7 @@ Targets are told by position and never by token id, so a padding token that is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.batches import NUM_KEPT, NUM_WHOLE, REWRITTEN, preference_batch, reward_batch, sft_batch
+from tuneline.data.batches import NUM_KEPT, NUM_WHOLE, REWRITTEN, completions_batch, reward_batch, sft_batch
 from tuneline.data.formats import column_names
 from tuneline.data.rendering import require_eos
 from tuneline.data.token_cache import map_cached
@@ -135,15 +135,71 @@ def tokenize_for_preference(
 ) -> Tokenized:
     """Columns `prompt_ids`, `chosen_ids` and `rejected_ids`: a prompt, and its completions alone.
 
-    Columns `margin`, `ref_chosen_logps` and `ref_rejected_logps` are kept. Without a `prompt` column the prompt is what
-    both sides begin with. Completions lose what lies beyond `max_length`, counted from the start of the prompt; rows
-    whose prompt leaves no room are dropped. With `keep_end` the prompt loses its beginning instead, as the longer side
-    needs it (TRL cuts each side by itself, which leaves the two with different prompts).
+    See `tokenize_completions`. Columns `margin`, `ref_chosen_logps` and `ref_rejected_logps` are kept.
 
     Raises: as `tokenize_for_sft`.
     """
-    extra = {"keep_end": _keeps_end(truncation_mode)}
-    return _tokenize_pairs(dataset, tokenizer, preference_batch, max_length, eos_token, chat_template, num_proc, extra)
+    return tokenize_completions(
+        dataset,
+        tokenizer,
+        ["chosen", "rejected"],
+        max_length=max_length,
+        truncation_mode=truncation_mode,
+        kept_columns=["margin", "ref_chosen_logps", "ref_rejected_logps"],
+        eos_token=eos_token,
+        chat_template=chat_template,
+        num_proc=num_proc,
+    )
+
+
+def tokenize_completions(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    sides: Sequence[str],
+    *,
+    max_length: int | None,
+    max_completion_length: int | None = None,
+    truncation_mode: str = "keep_start",
+    required_columns: Sequence[str] = (),
+    kept_columns: Sequence[str] = (),
+    eos_token: str | None = None,
+    chat_template: str | None = None,
+    num_proc: int | None = None,
+) -> Tokenized:
+    """Columns `prompt_ids` and, for each of `sides`, its completion alone: `chosen_ids` for the side `chosen`.
+
+    Completions lose what lies beyond `max_length`, counted from the start of the prompt; rows whose prompt leaves no
+    room are dropped. With `keep_end` the prompt loses its beginning instead, as the longest side needs it (TRL cuts
+    each side by itself, which leaves them with different prompts).
+
+    Args:
+        sides: the columns that hold completions. Without a `prompt` column the prompt is what `chosen` and `rejected`
+            begin with, and every other side has to begin with it too. Token ids are taken as they are.
+        max_length: of prompt and completion together, in tokens; None cuts nothing.
+        max_completion_length: of a completion, which loses its end; None cuts nothing.
+        truncation_mode: `keep_start` or `keep_end`.
+        required_columns: further columns to keep, which the data set must have.
+        kept_columns: further columns to keep, where the data set has them.
+
+    Raises: as `tokenize_for_sft`.
+    """
+    dataset, first = _named_alike(*_checked(dataset), sides)
+    ready = {f"{side}_ids" for side in sides} <= set(first)
+    explicit = {"prompt", *sides} if "chosen" not in sides else set(sides)
+    if not (ready or explicit <= set(first)) or not set(required_columns) <= set(first):
+        names = " and ".join(repr(name) for name in sorted(explicit | set(required_columns)))
+        raise _unknown_format(first, names + ("" if "prompt" in explicit else ", with or without 'prompt'"))
+    arguments = {
+        "tokenizer": tokenizer,
+        "sides": tuple(sides),
+        "max_length": max_length,
+        "max_completion_length": max_completion_length,
+        "keep_end": _keeps_end(truncation_mode),
+        "kept_columns": (*required_columns, *(name for name in kept_columns if name in first)),
+        "eos_token": require_eos(tokenizer, eos_token) if not ready and isinstance(first[sides[0]], str) else None,
+        "chat_template": chat_template,
+    }
+    return _map(dataset, completions_batch, arguments, num_proc)
 
 
 def tokenize_for_reward(
@@ -161,23 +217,7 @@ def tokenize_for_reward(
 
     Raises: as `tokenize_for_sft`.
     """
-    return _tokenize_pairs(dataset, tokenizer, reward_batch, max_length, eos_token, chat_template, num_proc, {})
-
-
-def _tokenize_pairs(
-    dataset: AnyDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    function: Callable,
-    max_length: int | None,
-    eos_token: str | None,
-    chat_template: str | None,
-    num_proc: int | None,
-    extra: dict[str, Any],
-) -> Tokenized:
-    dataset, first = _checked(dataset)
-    if "chosen_input_ids" in first and "chosen_ids" not in first:
-        dataset = dataset.rename_columns({"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"})
-        first = next(iter(dataset))
+    dataset, first = _named_alike(*_checked(dataset), ["chosen", "rejected"])
     ready = {"chosen_ids", "rejected_ids"} <= set(first)
     if not ready and not {"chosen", "rejected"} <= set(first):
         raise _unknown_format(first, "'chosen' and 'rejected', with or without 'prompt'")
@@ -186,9 +226,18 @@ def _tokenize_pairs(
         "max_length": max_length,
         "eos_token": require_eos(tokenizer, eos_token) if not ready and isinstance(first["chosen"], str) else None,
         "chat_template": chat_template,
-        **extra,
     }
-    return _map(dataset, function, arguments, num_proc)
+    return _map(dataset, reward_batch, arguments, num_proc)
+
+
+def _named_alike(dataset: Any, first: dict[str, Any], sides: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Token ids in columns such as `chosen_ids`, also where an older TRL named them `chosen_input_ids`."""
+    older = {f"{side}_input_ids": f"{side}_ids" for side in sides if f"{side}_ids" not in first}
+    older = {old: new for old, new in older.items() if old in first}
+    if not older:
+        return dataset, first
+    dataset = dataset.rename_columns(older)
+    return dataset, next(iter(dataset))
 
 
 def _checked(dataset: AnyDataset) -> tuple[Any, dict[str, Any]]:

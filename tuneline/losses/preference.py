@@ -134,17 +134,22 @@ def check_preference_options(
             f"f_divergence_type={f_divergence_type!r} has no meaning with loss_type={loss_type!r}, which does not read "
             f"the difference of the scores alone; use 'reverse_kl', or one of {', '.join(F_DIVERGENCE_LOSS_TYPES)}."
         )
-    if beta <= 0:
-        raise ValueError(f"beta={beta} must be above 0; TRL's default is 0.1.")
+    check_beta_and_smoothing(beta, label_smoothing)
     if discopop_tau <= 0:
         raise ValueError(f"discopop_tau={discopop_tau} must be above 0; the paper uses 0.05.")
+    if loss_type == "exo_pair" and label_smoothing == 0:
+        raise ValueError("loss_type='exo_pair' takes the logarithm of label_smoothing, which is 0; the paper has 1e-3.")
+
+
+def check_beta_and_smoothing(beta: float, label_smoothing: float) -> None:
+    """Raise ValueError for values that no preference loss can take."""
+    if beta <= 0:
+        raise ValueError(f"beta={beta} must be above 0; TRL's default is 0.1.")
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(
             f"label_smoothing={label_smoothing} must lie in [0, 0.5): it is the share of pairs labelled the wrong way "
             "round, and at one half the labels say nothing."
         )
-    if loss_type == "exo_pair" and label_smoothing == 0:
-        raise ValueError("loss_type='exo_pair' takes the logarithm of label_smoothing, which is 0; the paper has 1e-3.")
 
 
 def f_divergence_scores(ratios: Tensor, f_divergence_type: str, alpha: float = 0.5) -> Tensor:

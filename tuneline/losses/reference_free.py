@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tuneline.losses.preference import smoothed_logistic
+from tuneline.losses.preference import check_beta_and_smoothing, smoothed_logistic
 
 REFERENCE_FREE_LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "tpo-l")
 # These read the mean over the tokens of a completion where the others read the sum.
@@ -91,13 +91,7 @@ def check_reference_free_options(loss_type: str, *, beta: float, label_smoothing
     """Raise ValueError, naming option, value and remedy, for what `reference_free_loss` cannot compute."""
     if loss_type not in REFERENCE_FREE_LOSS_TYPES:
         raise ValueError(f"loss_type={loss_type!r} is unknown; use one of {', '.join(REFERENCE_FREE_LOSS_TYPES)}.")
-    if beta <= 0:
-        raise ValueError(f"beta={beta} must be above 0.")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing={label_smoothing} must lie in [0, 0.5): it is the share of pairs labelled the wrong way "
-            "round, and at one half the labels say nothing."
-        )
+    check_beta_and_smoothing(beta, label_smoothing)
     if label_smoothing and loss_type not in LABEL_SMOOTHING_LOSS_TYPES:
         raise ValueError(
             f"label_smoothing={label_smoothing} has no meaning with loss_type={loss_type!r}; set it to 0, or use one "

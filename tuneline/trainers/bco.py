@@ -17,7 +17,6 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from tuneline.data.completions import unpaired
 from tuneline.data.tokenize import Tokenized
 from tuneline.errors import ConfigError
 from tuneline.logprobs import sum_by_sequence, token_logprobs
@@ -28,7 +27,7 @@ from tuneline.trainers.bco_config import BCOConfig
 from tuneline.trainers.collators import Row, collate_completions
 from tuneline.trainers.density_ratio import DENSITY_RATIO, DensityRatio, PromptEmbeddings
 from tuneline.trainers.offline import only_one
-from tuneline.trainers.unpaired import UnpairedTrainer
+from tuneline.trainers.unpaired import UnpairedTrainer, unpaired
 from tuneline.trees import PromptTrees
 
 

@@ -45,6 +45,12 @@ class OfflineTrainer(BaseTrainer):
 
     A method names its configuration, and says how its rows are tokenised and laid out. A term of negative
     log-likelihood is a mean over all its tokens in the optimizer step: see `pooled_nll`.
+
+    Args:
+        model: a name or folder, a model, or a PEFT model; or `model_init`, which makes one.
+
+    Raises:
+        ConfigError, DataError, ModelError: before any training.
     """
 
     config_class: ClassVar[type[OfflineConfig]]
@@ -52,19 +58,21 @@ class OfflineTrainer(BaseTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | None,
-        args: Any,
-        *,
-        data_collator: Callable[[list[Row]], Any] | None,
-        train_dataset: Rows | None,
-        eval_dataset: Rows | dict[str, Rows] | None,
-        processing_class: Any,
-        callbacks: list[TrainerCallback] | None,
-        optimizers: tuple[Any, Any],
-        peft_config: PeftConfig | None,
-        quantization_config: Any = None,
+        model: str | PreTrainedModel | None = None,
+        args: Any = None,
+        data_collator: Callable[[list[Row]], Any] | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
+        processing_class: Any = None,
         model_init: Callable[[], PreTrainedModel] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        preprocess_logits_for_metrics: None = None,
+        peft_config: PeftConfig | None = None,
+        compute_metrics: None = None,
+        quantization_config: Any = None,
     ):
+        reject_compute_metrics(compute_metrics, preprocess_logits_for_metrics)
         given = only_one(model, model_init)
         if args is None:
             args = default_args(self.config_class, given, self.config_class.__name__.removesuffix("Config"))
@@ -191,7 +199,6 @@ class ReferencedTrainer(OfflineTrainer):
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
     ):
-        reject_compute_metrics(compute_metrics, None)
         if ref_model is not None and ref_model is model:
             raise ConfigError(
                 "model and ref_model are the same object, so both would train; leave ref_model out for a copy."
@@ -206,8 +213,9 @@ class ReferencedTrainer(OfflineTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
-            quantization_config=quantization_config,
             peft_config=peft_config,
+            compute_metrics=compute_metrics,
+            quantization_config=quantization_config,
         )
         ref_model = self._ref_model
         del self._ref_model  # the reference, or nothing, holds it

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from peft import PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.completions import tokenize_completions
-from tuneline.data.tokenize import Tokenized
-from tuneline.trainers.base import Rows, reject_compute_metrics
-from tuneline.trainers.collators import Row
+from tuneline.data.tokenize import Tokenized, tokenize_completions
+from tuneline.trainers.base import Rows
 from tuneline.trainers.offline import OfflineTrainer
 from tuneline.trees import PromptTrees
 
@@ -26,35 +22,6 @@ class ReferenceFreeTrainer(OfflineTrainer):
     Raises:
         ConfigError, DataError, ModelError: before any training.
     """
-
-    def __init__(
-        self,
-        model: str | PreTrainedModel | None = None,
-        args: Any = None,
-        data_collator: Callable[[list[Row]], PromptTrees] | None = None,
-        train_dataset: Rows | None = None,
-        eval_dataset: Rows | dict[str, Rows] | None = None,
-        processing_class: Any = None,
-        model_init: Callable[[], PreTrainedModel] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        preprocess_logits_for_metrics: None = None,
-        peft_config: PeftConfig | None = None,
-        compute_metrics: None = None,
-    ):
-        reject_compute_metrics(compute_metrics, preprocess_logits_for_metrics)
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-            model_init=model_init,
-        )
 
     def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: Any, is_training: bool) -> Tokenized:
         return tokenize_completions(

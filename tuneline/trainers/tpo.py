@@ -3,19 +3,14 @@ the likelihood of a third, gold response. All three are branches of one tree, so
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.completions import tokenize_completions
-from tuneline.data.tokenize import Tokenized
+from tuneline.data.tokenize import Tokenized, tokenize_completions
 from tuneline.logprobs import sum_by_sequence, token_logprobs
 from tuneline.losses.reference_free import LENGTH_NORMALIZED_LOSS_TYPES, reference_free_loss
-from tuneline.trainers.base import Rows, reject_compute_metrics
-from tuneline.trainers.collators import Row, collate_triples
+from tuneline.trainers.base import Rows
+from tuneline.trainers.collators import collate_triples
 from tuneline.trainers.offline import OfflineTrainer, PairSide
 from tuneline.trainers.tpo_config import TPOConfig
 from tuneline.trees import PromptTrees
@@ -36,32 +31,6 @@ class TPOTrainer(OfflineTrainer):
     config_class = TPOConfig
     collate = staticmethod(collate_triples)
     args: TPOConfig
-
-    def __init__(
-        self,
-        model: str | PreTrainedModel,
-        args: TPOConfig | None = None,
-        data_collator: Callable[[list[Row]], PromptTrees] | None = None,
-        train_dataset: Rows | None = None,
-        eval_dataset: Rows | dict[str, Rows] | None = None,
-        processing_class: Any = None,
-        compute_metrics: None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        peft_config: PeftConfig | None = None,
-    ):
-        reject_compute_metrics(compute_metrics, None)
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            peft_config=peft_config,
-        )
 
     def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: TPOConfig, is_training: bool) -> Tokenized:
         sides = ["chosen", "rejected", "reference"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.completions import tokenize_completions, unpaired
-from tuneline.data.tokenize import Tokenized
+from tuneline.data.formats import column_names, maybe_extract_prompt, unpair_preference_dataset
+from tuneline.data.tokenize import Tokenized, tokenize_completions
 from tuneline.logprobs import TargetLogprobs, sum_by_sequence
 from tuneline.metrics import Recorded
 from tuneline.trainers.base import Mode, Rows
@@ -59,3 +59,11 @@ class UnpairedTrainer(ReferencedTrainer):
         if {"rewards/chosen", "rewards/rejected"} <= metrics.keys():
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         return metrics
+
+
+def unpaired(rows: Any, num_proc: int | None = None) -> Any:
+    """Pairs as rows with `prompt`, `completion` and `label`; other data sets come back as they are."""
+    if not {"chosen", "rejected"} <= set(column_names(rows)):
+        return rows
+    workers: dict[str, Any] = {} if num_proc is None else {"num_proc": num_proc}
+    return unpair_preference_dataset(rows.map(maybe_extract_prompt, **workers), **workers)
