@@ -14,6 +14,7 @@ PACKAGES = (*LAYERS, "benchmarks", "tests")
 LIBRARY_RULES = {
     "tuneline/losses": ("tuneline",),
     "tuneline/models": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
+    "tuneline/chat_templates": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
     "tuneline/data": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
     "tuneline/rewards": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli"),
     "tuneline/rollout": ("tuneline.trainers", "tuneline.evaluation", "tuneline.cli", "tuneline.rewards"),

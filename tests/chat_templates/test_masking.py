@@ -1,5 +1,7 @@
 import pytest
 from datasets import Dataset
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tests.chat_templates.dialogues import ASKS, SAYS, SAYS_MORE, tokenizer_with
 from tests.data.tiny_tokenizers import CHATML, CHATML_WITH_MARKS
@@ -7,12 +9,14 @@ from tests.models import tiny_causal_lm
 from tests.trainers.build import QUIET
 from tuneline import SFTConfig, SFTTrainer
 from tuneline.chat_templates import (
+    FAMILIES,
     has_generation_markers,
     is_chat_template_prefix_preserving,
     is_chat_template_stop_token_trained,
     masking_template,
     supports_tool_calling,
 )
+from tuneline.chat_templates.checks import marked_spans, masking_problems
 from tuneline.errors import ModelError
 
 STOPS_OUTSIDE = (
@@ -115,3 +119,24 @@ def test_the_trainer_refuses_dialogues_that_nothing_marks_and_takes_masks_of_one
     masked = [{"input_ids": [5, 6, 7], "assistant_masks": [0, 0, 1]}]
     assert trainer(tmp_path, tokenizer, masked).train_dataset[0]["is_target"] == [0, 0, 1]
     assert trainer(tmp_path, tokenizer_with(), masked).train_dataset[0]["is_target"] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("spelling", ["normalizer", "always", "first"])
+def test_a_space_that_an_answer_begins_with_is_marked_with_its_first_token(spelling):
+    """Mistral's older formats write one, and tokenizers like SentencePiece make it a part of a token."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    if spelling == "normalizer":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=spelling)
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(["question answer one two First. 1 2"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"extra_special_tokens": special[3:]})
+    for name in ("Mistral V1", "Mistral V3"):
+        tokenizer.chat_template = next(f for f in FAMILIES if f.name == name).training_template()
+        spans = marked_spans(tokenizer, [ASKS, SAYS, ASKS, {"role": "assistant", "content": "1"}])
+        said = ["".join(tokenizer.convert_ids_to_tokens(span)).lstrip("▁") for span in spans]
+        assert said == ["First.</s>", "1</s>"]
+        assert masking_problems(tokenizer) == []
