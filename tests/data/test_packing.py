@@ -1,6 +1,7 @@
 import random
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
@@ -85,6 +86,14 @@ def test_dictionaries_and_streams_are_packed_too():
     expected = pack_dataset(dataset, 4)[:]
     assert pack_dataset(DatasetDict({"train": dataset}), 4)["train"][:] == expected
     assert [row["seq_lengths"] for row in pack_dataset(dataset.to_iterable_dataset(), 4)] == expected["seq_lengths"]
+
+
+def test_a_dataset_keeps_its_format():
+    dataset = Dataset.from_dict({"input_ids": SHORT}).with_format("numpy")
+    for changed in (pack_dataset(dataset, 4), truncate_dataset(DatasetDict({"train": dataset}), 2)["train"]):
+        assert changed.format["type"] == "numpy"
+        assert isinstance(changed[0]["input_ids"], np.ndarray)
+    assert "seq_lengths" in pack_dataset(dataset, 4)[0]
 
 
 def test_nothing_packs_to_nothing():

@@ -46,10 +46,9 @@ def pack_dataset(
         raise ConfigError(f"packing_strategy={strategy!r} is unknown; use one of {', '.join(STRATEGIES)}.")
     if seq_length is None or seq_length < 1:
         raise ConfigError(f"Packing needs rows of at least one token; max_length={seq_length} does not say how many.")
-    if isinstance(dataset, DatasetDict):
-        parts = {name: pack_dataset(part, seq_length, strategy, map_kwargs) for name, part in dataset.items()}
-        return DatasetDict(parts)
-    options = {"batch_size": _ROWS_AT_ONCE} | ({} if isinstance(dataset, IterableDataset) else {"desc": "Packing"})
+    options: dict[str, Any] = {"batch_size": _ROWS_AT_ONCE}
+    if not isinstance(dataset, IterableDataset):
+        options["desc"] = "Packing"
     arguments = {"seq_length": seq_length, "strategy": strategy}
     return _map_tables(dataset, pack_table, arguments, options | (map_kwargs or {}))
 
@@ -74,7 +73,12 @@ def truncate_table(rows: pa.Table, max_length: int) -> pa.Table:
 def _map_tables(
     dataset: DatasetT, function: Callable[..., pa.Table], arguments: dict[str, Any], options: dict[str, Any]
 ) -> DatasetT:
-    return dataset.with_format("arrow").map(function, batched=True, fn_kwargs=arguments, **options).with_format(None)
+    """A dataset mapped table by table; it keeps its format, and a stream has none afterwards."""
+    if isinstance(dataset, DatasetDict):
+        return DatasetDict({name: _map_tables(part, function, arguments, options) for name, part in dataset.items()})
+    given = dataset.format if isinstance(dataset, Dataset) else {"type": None, "format_kwargs": {}}
+    mapped = dataset.with_format("arrow").map(function, batched=True, fn_kwargs=arguments, **options)
+    return mapped.with_format(given["type"], **given["format_kwargs"])
 
 
 def _is_list(column: pa.Array | pa.ChunkedArray) -> bool:
