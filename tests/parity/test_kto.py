@@ -48,7 +48,7 @@ def both(folder, rows, model=None, reference=True, **options):
         {"loss_type": "apo_zero_unpaired"},
         {"beta": 0.5, "desirable_weight": 1.5, "undesirable_weight": 0.7},
         {"precompute_ref_log_probs": True},
-        {"loss_type": "apo_zero_unpaired", "precompute_ref_log_probs": True},
+        pytest.param({"loss_type": "apo_zero_unpaired", "precompute_ref_log_probs": True}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -81,7 +81,7 @@ def test_only_an_adapter_trains(tmp_path):
 
 
 def test_it_learns_which_completions_are_desired(tmp_path):
-    options = {"max_steps": 30, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "beta": 0.5}
+    options = {"max_steps": 12, "learning_rate": 3e-3, "per_device_train_batch_size": 16, "beta": 0.5}
     trainer = build("bco", tmp_path, options=options)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]

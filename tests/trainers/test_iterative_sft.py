@@ -97,7 +97,7 @@ def test_a_call_makes_as_many_optimizer_steps_as_its_texts_fill(tmp_path):
 
 def test_it_learns_its_texts(tmp_path):
     made = trainer(tmp_path, learning_rate=1e-2)
-    for _ in range(15):
+    for _ in range(8):
         made.step(texts=TEXTS)
     assert made.state.log_history[-1]["loss"] < made.state.log_history[0]["loss"] / 2
 

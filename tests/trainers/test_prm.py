@@ -114,7 +114,7 @@ def test_what_is_logged(tmp_path):
 
 
 def test_it_learns_which_steps_are_right(tmp_path):
-    options = {"max_steps": 60, "learning_rate": 3e-3, "per_device_train_batch_size": 16}
+    options = {"max_steps": 25, "learning_rate": 1e-2, "per_device_train_batch_size": 16}
     trainer = build("prm", tmp_path, options=options)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]

@@ -38,9 +38,9 @@ def with_dropout(model):
         ("kto", {"disable_dropout": False}),
         ("bco", {"disable_dropout": False}),
         ("prm", {}),
-        ("orpo", {"disable_dropout": False}),
-        ("cpo", {}),
-        ("tpo", {}),
+        pytest.param("orpo", {"disable_dropout": False}, marks=pytest.mark.slow),
+        pytest.param("cpo", {}, marks=pytest.mark.slow),
+        pytest.param("tpo", {}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
