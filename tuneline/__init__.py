@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.iterative_sft_config import IterativeSFTConfig
     from tuneline.trainers.kto import KTOTrainer
     from tuneline.trainers.kto_config import KTOConfig
+    from tuneline.trainers.online_dpo import OnlineDPOTrainer
+    from tuneline.trainers.online_dpo_config import OnlineDPOConfig
     from tuneline.trainers.orpo import ORPOTrainer
     from tuneline.trainers.orpo_config import ORPOConfig
     from tuneline.trainers.ppo import PPOTrainer
@@ -76,6 +78,8 @@ _HOME_OF = {
     "KTOTrainer": "tuneline.trainers.kto",
     "ORPOConfig": "tuneline.trainers.orpo_config",
     "ORPOTrainer": "tuneline.trainers.orpo",
+    "OnlineDPOConfig": "tuneline.trainers.online_dpo_config",
+    "OnlineDPOTrainer": "tuneline.trainers.online_dpo",
     "PPOConfig": "tuneline.trainers.ppo_config",
     "PPOTrainer": "tuneline.trainers.ppo",
     "PRMConfig": "tuneline.trainers.prm_config",
@@ -129,6 +133,8 @@ __all__ = [
     "KTOTrainer",
     "ORPOConfig",
     "ORPOTrainer",
+    "OnlineDPOConfig",
+    "OnlineDPOTrainer",
     "PPOConfig",
     "PPOTrainer",
     "PRMConfig",

@@ -46,7 +46,7 @@ class BaseBinaryJudge(BaseJudge):
     """Says whether a completion is right."""
 
     @abstractmethod
-    def judge(
+    def judge(  # type: ignore[override]
         self,
         prompts: list[Any],
         completions: list[Any],

@@ -24,7 +24,7 @@ class AllTrueJudge(BaseBinaryJudge):
             raise ConfigError(f"AllTrueJudge takes at least one BaseBinaryJudge and no others; it was given {wrong}.")
         self.judges = list(judges)
 
-    def judge(
+    def judge(  # type: ignore[override]
         self,
         prompts: list[Any],
         completions: list[Any],

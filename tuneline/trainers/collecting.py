@@ -106,10 +106,13 @@ class Collector:
             rollouts = [one.rollout for one in chunk]
             trees, support = lay_out_rollouts(rollouts).to(self.trainer.args.device), support_of(rollouts)
             support = None if support is None else support.to(self.trainer.args.device)
+            temperature = self.trainer.sampling.temperature
+            if not self.trainer.scores_as_drawn:
+                temperature, support = 1.0, None
             with self.trainer.compute_loss_context_manager():
                 answers = self.trainer.ask_policy(policy, trees, support)
                 if reference is not None:
-                    answers["ref_logprobs"] = reference.logprobs(trees, self.trainer.sampling.temperature, support)
+                    answers["ref_logprobs"] = reference.logprobs(trees, temperature, support)
             bounds = [one.num_targets for one in chunk]
             for one, *values in zip(chunk, *(v.cpu().split(bounds) for v in answers.values()), strict=True):
                 one.by_target |= dict(zip(answers, values, strict=True))
@@ -134,7 +137,7 @@ class Collector:
         if drawn.counts is not None:
             self.trainer.record({name: torch.tensor(value) for name, value in drawn.counts.metrics().items()})
         total = combine_rewards(rewards, self.rewards.weights)
-        if not len(total):
+        if not len(total) or not self.rewards.names:
             return
         for name, column in zip(self.rewards.names, rewards.unbind(1), strict=True):
             self.trainer.record(

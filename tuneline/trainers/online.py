@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -38,7 +38,7 @@ from tuneline.trainers.online_config import OnlineConfig
 from tuneline.trainers.online_inputs import check_rows, default_engine, reward_functions
 from tuneline.trainers.online_state import OnlineState
 from tuneline.trainers.prompts import RepeatedStream, RepeatSampler
-from tuneline.trainers.reference import Reference, SyncReference, add_reference_adapter, frozen_copy
+from tuneline.trainers.reference import Reference, SyncReference, reference_of
 from tuneline.trees import PromptTrees
 
 RolloutListener = Callable[[int, RolloutTable], None]
@@ -66,6 +66,8 @@ class OnlineTrainer(BaseTrainer):
     args: OnlineConfig
     config_class: type = OnlineConfig
     method = "Online"
+    learns_from_rewards: ClassVar[bool] = True
+    scores_as_drawn: ClassVar[bool] = True  # by the sampler's temperature and support; else by the plain policy
 
     def __init__(
         self,
@@ -101,14 +103,12 @@ class OnlineTrainer(BaseTrainer):
         eval_dataset = self.ready_rows("eval_dataset", eval_dataset, tokenizer)
         self.sampling = args.sampling(stop_token_ids(base_model(policy), tokenizer))
         interaction = None if make_interaction is None else make_interaction(tokenizer, self.sampling.stop_token_ids)
-        self.rewards = reward_functions(reward_funcs, reward_processing_classes, interaction, args)
+        is_rewarded, has_reference = self.learns_from_rewards, self.has_reference(args)
+        self.rewards = reward_functions(reward_funcs, reward_processing_classes, interaction, args, is_rewarded)
         if ref_model is not None and ref_model is model:
             raise ConfigError("model and ref_model are one object, which would train; leave ref_model out for a copy.")
-        if args.beta and ref_model is None:
-            if continues_adapter:
-                add_reference_adapter(policy)
-            elif not isinstance(policy, PeftModel):
-                ref_model = frozen_copy(policy)
+        if has_reference and ref_model is None:
+            ref_model = reference_of(policy, continues_adapter)
         self.rewards.attach(policy)
         if args.sync_ref_model and ref_model is None:
             raise ConfigError(
@@ -130,9 +130,8 @@ class OnlineTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.reference = Reference(ref_model, self) if args.beta else None
-        if args.sync_ref_model:
-            assert ref_model is not None
+        self.reference = Reference(ref_model, self) if has_reference else None
+        if args.sync_ref_model and ref_model is not None:
             self.add_callback(
                 SyncReference(
                     ref_model, self.accelerator, alpha=args.ref_model_mixup_alpha, every=args.ref_model_sync_steps
@@ -162,6 +161,14 @@ class OnlineTrainer(BaseTrainer):
     def trained_module(self, policy: Any, args: Any) -> nn.Module:
         """What is trained: the policy, or a module that holds it."""
         return policy
+
+    def has_reference(self, args: Any) -> bool:
+        """Whether the method holds the policy against a reference; asked before the trainer is made."""
+        return bool(args.beta)
+
+    def draw(self, rows: list[dict[str, Any]], seeds: list[int]) -> Drawn:
+        """A rollout a row, by the weights of this step."""
+        return self.collector.draw(rows, seeds)
 
     def ready_rows(self, name: str, rows: Any, tokenizer: Any) -> Any:
         """Rows with a `prompt` each; raises DataError where they have none."""
@@ -275,7 +282,7 @@ class OnlineTrainer(BaseTrainer):
         group_ids = torch.arange(sum(counts)) // group_size
         seeds = [rollout_seed(self.args.seed, self.state.global_step, *key, first + i) for i in range(len(rows))]
         with self.collector.timed("rollout"):
-            drawn = self.collector.draw(rows, seeds)
+            drawn = self.draw(rows, seeds)
         pending = self.collector.start_rewards(drawn)
         scored = [ScoredRollout(rollout) for rollout in drawn.rollouts]
         if not self._may_replace:

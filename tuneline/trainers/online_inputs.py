@@ -33,10 +33,12 @@ def default_engine(trainer: OnlineTrainer) -> RolloutEngine:
     return TransformersEngine(policy_of(trainer.model), max_cached_tokens=args.generation_tokens)
 
 
-def reward_functions(functions: Any, tokenizers: Any, interaction: Interaction | None, args: Any) -> RewardFunctions:
+def reward_functions(
+    functions: Any, tokenizers: Any, interaction: Interaction | None, args: Any, is_needed: bool = True
+) -> RewardFunctions:
     functions = list(functions) if isinstance(functions, list | tuple) else [] if functions is None else [functions]
     own = [] if interaction is None else interaction.reward_functions
-    if not functions and not own:
+    if is_needed and not functions and not own:
         raise ConfigError("there is nothing to reward with; pass reward_funcs, or environments that have get_reward.")
     weights = args.reward_weights
     if weights is not None and len(weights) != len(functions):

@@ -31,6 +31,14 @@ def add_reference_adapter(model: PeftModel) -> None:
             model.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}.")).data.copy_(parameter.data)
 
 
+def reference_of(policy: Any, continues_adapter: bool) -> Any:
+    """The reference where none is given: a frozen copy of the policy. None where the policy's own base stands for it,
+    without its new adapter, or with a frozen copy of an adapter that training goes on from."""
+    if continues_adapter:
+        add_reference_adapter(policy)
+    return None if isinstance(policy, PeftModel) else frozen_copy(policy)
+
+
 def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
