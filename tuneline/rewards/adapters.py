@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.errors import ModelError
+from tuneline.errors import ConfigError, ModelError
 from tuneline.models.adapters import REWARD_ADAPTER, adapter_parameters
 from tuneline.models.hidden_states import hidden_states, reading
 from tuneline.models.layouts import policy_of, prepare_for_trees
@@ -88,7 +89,16 @@ class RewardAdapter(SequenceScorer):
         return super().__call__(prompts, completions)
 
     def scores(self, trees: PromptTrees) -> Tensor:
-        """(sequences,), float32."""
+        """(sequences,), float32.
+
+        Raises:
+            ConfigError: the policy's weights are spread over processes.
+        """
+        if any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in self.model.modules()):
+            raise ConfigError(
+                f"the reward adapter {self.folder!r} reads the policy's base outside of its wrapper, and FSDP has "
+                "spread that over processes; train with DDP, or use a reward model of its own."
+            )
         sequences = torch.arange(trees.num_sequences, device=trees.input_ids.device)
         was_training = self.model.training
         self.model.eval()
