@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from benchmarks.measure import Measurement
@@ -38,6 +39,7 @@ class Phases:
         """Count the calls of a method of this object to a phase."""
         call = getattr(owner, method)
 
+        @wraps(call)
         def timed_call(*args: Any, **kwargs: Any) -> Any:
             with self.timed(phase):
                 return call(*args, **kwargs)
