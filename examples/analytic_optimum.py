@@ -57,16 +57,18 @@ def mean(values: list[float]) -> float:
 
 
 def table(rows: dict[str, Row]) -> str:
-    """The rows in Markdown, in the order of `SETTINGS`."""
+    """The rows in Markdown, in the order of `SETTINGS`; those that should end at the optimum in bold type."""
     lines = [
         "| method | setting | completions | fixed point | trained: mean | worst prompt | why |",
         "|---|---|---|---|---|---|---|",
     ]
     for setting in (s for s in SETTINGS if s.name in rows):
         row = rows[setting.name]
-        lengths = "1 to 3 tokens" if setting.ends else "3 tokens"
+        longest = setting.task.max_tokens
+        lengths = f"1 to {longest} tokens" if setting.task.ends else "1 token" if longest == 1 else f"{longest} tokens"
         distances = (mean(row["fixed_point_from_optimum"]), mean(row["from_optimum"]), max(row["from_optimum"]))
-        numbers = " | ".join(f"{distance:.3f}" for distance in distances)
+        strong = "**" if setting.is_exact else ""
+        numbers = " | ".join(f"{strong}{distance:.3f}{strong}" for distance in distances)
         lines.append(f"| {setting.method.upper()} | {setting.title} | {lengths} | {numbers} | {setting.reason} |")
     return "\n".join(lines)
 

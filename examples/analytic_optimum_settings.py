@@ -15,14 +15,14 @@ from examples.analytic_optimum_fixed_points import (
     expected_preference_loss,
     expected_token_reward_loss,
 )
-from examples.analytic_optimum_task import Task
+from examples.analytic_optimum_task import ENDING, ONE_LENGTH, ONE_TOKEN, Task
 
-BETA, MAX_TOKENS = Task().beta, Task().max_tokens
+BETA, MAX_TOKENS = ENDING.beta, ENDING.max_tokens
 GROUP = 64
 
 ONLINE: dict[str, Any] = dict(
     learning_rate=3e-3,
-    per_device_train_batch_size=len(Task().prompts) * GROUP,
+    per_device_train_batch_size=len(ENDING.prompts) * GROUP,
     num_generations=GROUP,
     max_steps=300,
     shuffle_dataset=False,  # each batch has all prompts equally often
@@ -51,7 +51,6 @@ class Setting:
         options: of the trainer's configuration, over those that all have.
         expected: makes the loss averaged over all completions, from targets and the reference's log-probabilities
             (prompts, completions).
-        ends: the task whose completions have one to three tokens, or the one where all have three.
         kl_in_reward: a reward function takes beta times the log-ratio off; for a trainer that has no such option.
         hard_labels: of two completions the better is always the chosen one.
         is_exact: its fixed point is the optimum, and training should end there.
@@ -63,14 +62,10 @@ class Setting:
     reason: str
     options: dict[str, Any]
     expected: Callable[[Targets, Tensor], ExpectedLoss]
-    ends: bool = True
+    task: Task = ENDING
     kl_in_reward: bool = False
     hard_labels: bool = False
     is_exact: bool = False
-
-    @property
-    def task(self) -> Task:
-        return Task(ends=self.ends)
 
 
 def _in_reward(**options: Any) -> Callable[[Targets, Tensor], ExpectedLoss]:
@@ -103,8 +98,17 @@ SETTINGS = [
     Setting(
         "ppo",
         "ppo",
-        "one epoch, no whitening",
-        "the penalties of this token and all later ones count against a token, as its reward does",
+        "defaults, `temperature=1`",
+        "a token answers for its own penalty and those of all tokens after it, as it does for the reward",
+        dict(**{**PPO, "max_steps": 400}, kl_coef=BETA),
+        _by_token(),
+        is_exact=True,
+    ),
+    Setting(
+        "ppo-plain",
+        "ppo",
+        "`num_ppo_epochs=1`, `whiten_advantages=False`",
+        "the same",
         dict(**PPO, kl_coef=BETA, num_ppo_epochs=1, whiten_advantages=False),
         _by_token(),
         is_exact=True,
@@ -129,13 +133,13 @@ SETTINGS = [
         is_exact=True,
     ),
     Setting(
-        "grpo-sequence",
+        "grpo-one-token",
         "grpo",
-        "KL in the loss by sequence: `importance_sampling_level=sequence`, `kl_estimator=k1`, beta x 3 x (1 - 1/G)",
-        "every token carries the penalty of all; exact where completions have one length",
-        _SEQUENCE,
-        _in_loss(beta=_SEQUENCE_BETA, level="sequence", kl_estimator="k1"),
-        ends=False,
+        "KL in the loss, `scale_rewards=none`, beta x (1 - 1/G)",
+        "one token has no others to answer for; the mean of the group makes advantages smaller, and not the penalty",
+        dict(**{**GROUPED, "max_completion_length": 1}, beta=BETA * _SHRINKAGE, scale_rewards="none"),
+        _in_loss(beta=BETA * _SHRINKAGE),
+        task=ONE_TOKEN,
         is_exact=True,
     ),
     Setting(
@@ -148,18 +152,10 @@ SETTINGS = [
         is_exact=True,
     ),
     Setting(
-        "ppo-defaults",
-        "ppo",
-        "defaults: four epochs, whitened advantages",
-        "the same fixed point; whitening keeps the noise as large near it as far away, until the learning rate falls",
-        dict(**{**PPO, "max_steps": 400}, kl_coef=BETA),
-        _by_token(),
-    ),
-    Setting(
         "ppo-k3",
         "ppo",
         "`kl_estimator=k3`",
-        "k3 is a fine estimate and no reward: less likely than under the reference costs as well as more likely",
+        "to be less likely than under the reference costs as well as to be more likely; several policies are at rest",
         dict(**PPO, kl_coef=BETA, kl_estimator="k3", num_ppo_epochs=1, whiten_advantages=False),
         _by_token(kl_estimator="k3"),
     ),
@@ -186,7 +182,7 @@ SETTINGS = [
         "the same",
         dict(**GROUPED, beta=BETA, scale_rewards="none"),
         _in_loss(),
-        ends=False,
+        task=ONE_LENGTH,
     ),
     Setting(
         "grpo-defaults",
@@ -211,6 +207,15 @@ SETTINGS = [
         "the gradient of k1 is zero in the mean: nothing holds the policy, whatever beta is",
         dict(**GROUPED, beta=BETA, scale_rewards="none", kl_estimator="k1", use_bias_correction_kl=False),
         _in_loss(corrects_kl=False, kl_estimator="k1"),
+    ),
+    Setting(
+        "grpo-sequence",
+        "grpo",
+        "KL by sequence: `importance_sampling_level=sequence`, `kl_estimator=k1`, beta x 3 x (1 - 1/G)",
+        "every token answers for all: the same fixed point, but the penalty has no baseline, and its noise stays",
+        _SEQUENCE,
+        _in_loss(beta=_SEQUENCE_BETA, level="sequence", kl_estimator="k1"),
+        task=ONE_LENGTH,
     ),
     Setting(
         "grpo-sequence-lengths",

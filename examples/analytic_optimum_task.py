@@ -1,8 +1,8 @@
 """A task small enough to enumerate, and the policy that is best on it.
 
-A prompt is one or two letters, a completion at most three tokens, and every completion of every prompt has a reward of
-its own, drawn once from a normal distribution: no structure helps. Where completions `end`, an end token is among the
-tokens, so that they have one to three; otherwise all have three.
+A prompt is two letters, a completion at most three tokens, and every completion of every prompt has a reward of its
+own, drawn once from a normal distribution: no structure helps. Where completions end by themselves, an end token is
+among the tokens, so that they have one to three; otherwise all have the same number.
 
 With every completion listed, all is exact: the policy that maximises reward less `beta` times the KL divergence from
 the reference is the reference times exp(reward / beta), normalised (Ziebart et al. 2008; Rafailov et al. 2023,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from string import ascii_lowercase
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -35,29 +36,31 @@ class Task:
 
     Attributes:
         ends: whether the end token is one that the model can write; without it all completions have `max_tokens`.
+        num_letters: that the model can write.
         beta: what a nat of divergence from the reference costs, in the unit of the reward.
         seed: of the rewards and of the reference.
     """
 
     ends: bool = True
+    num_letters: int = 2
+    max_tokens: int = 3
     beta: float = 1.5
     seed: int = 0
-    max_tokens: int = 3
     prompts: tuple[str, ...] = ("aa", "ab", "ba", "bb")
 
     @property
     def letters(self) -> str:
-        return "ab" if self.ends else "abc"
+        return ascii_lowercase[: self.num_letters]
 
     @property
     def vocab_size(self) -> int:
-        """3 either way: of the letters, and the end token where there is one."""
-        return len(self.letters) + self.ends
+        """The letters, and the end token where there is one."""
+        return self.num_letters + self.ends
 
     @property
     def end_id(self) -> int:
         """The last token; outside the model's vocabulary where completions do not end."""
-        return len(self.letters)
+        return self.num_letters
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -97,7 +100,7 @@ class Task:
         return "".join("." if token == self.end_id else self.letters[token] for token in completion)
 
     def make_reference(self) -> PreTrainedModel:
-        """A model of 20,000 parameters with random weights, large enough that its distribution is far from even."""
+        """A model of 26,000 parameters with random weights, large enough that its distribution is far from even."""
         config = GPT2Config(
             vocab_size=self.vocab_size,
             n_embd=32,
@@ -121,6 +124,10 @@ def _continuations(start: Ids, task: Task) -> list[Ids]:
     if len(start) == task.max_tokens or task.end_id in start:
         return [start]
     return [longer for token in range(task.vocab_size) for longer in _continuations((*start, token), task)]
+
+
+# One to three tokens; three; one.
+ENDING, ONE_LENGTH, ONE_TOKEN = Task(), Task(ends=False, num_letters=3), Task(ends=False, num_letters=16, max_tokens=1)
 
 
 @torch.no_grad()

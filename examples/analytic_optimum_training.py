@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -48,15 +48,15 @@ COPIES_OF_A_PAIR = 64
 
 @dataclass
 class Outcome:
-    """Where a setting ended. All but `curve` are (prompts,) or (prompts, completions)."""
+    """Where a setting ended."""
 
     setting: Setting
-    logps: Tensor
+    logps: Tensor  # (prompts, completions) of the trained policy, as all four
     ref_logps: Tensor
-    best_logps: Tensor
-    expected_logps: Tensor
-    seconds: float
-    curve: list[tuple[float, float]] = field(default_factory=list)  # share of the run, mean total variation
+    best_logps: Tensor  # the optimum
+    expected_logps: Tensor  # the fixed point of the loss
+    seconds: float  # of training
+    curve: list[tuple[float, float]]  # share of the run, total variation from the optimum over the prompts
 
     @property
     def distances(self) -> Tensor:
@@ -65,6 +65,7 @@ class Outcome:
 
     @property
     def expected_distances(self) -> Tensor:
+        """(prompts,): of the fixed point from the optimum."""
         return total_variation(self.expected_logps, self.best_logps)
 
 

@@ -8,12 +8,20 @@ from torch.testing import assert_close
 
 from examples.analytic_optimum_fixed_points import Targets, expected_policy_loss
 from examples.analytic_optimum_settings import BETA, SETTINGS
-from examples.analytic_optimum_task import Task, all_logps, objective, optimum, total_variation
+from examples.analytic_optimum_task import (
+    ENDING,
+    ONE_LENGTH,
+    ONE_TOKEN,
+    all_logps,
+    objective,
+    optimum,
+    total_variation,
+)
 from examples.analytic_optimum_training import COPIES_OF_A_PAIR, pairs
 
 EXACT = [setting for setting in SETTINGS if setting.is_exact]
 # Their fixed point is the optimum as well; noise keeps training further away.
-NOISY = [setting for setting in SETTINGS if setting.name in ("ppo-defaults", "rloo-normalized")]
+NOISY = [setting for setting in SETTINGS if setting.name in ("rloo-normalized", "grpo-sequence")]
 ELSEWHERE = [setting for setting in SETTINGS if setting not in EXACT + NOISY]
 
 
@@ -29,15 +37,14 @@ def gradient(setting, logps):
     return logits.grad
 
 
-@pytest.mark.parametrize(("ends", "num_completions"), [(True, 1 + 2 + 4 * 3), (False, 3**3)])
-def test_the_completions_of_a_prompt_are_all_there_are(ends, num_completions):
-    task = Task(ends=ends)
+@pytest.mark.parametrize(("task", "num_completions"), [(ENDING, 1 + 2 + 4 * 3), (ONE_LENGTH, 3**3), (ONE_TOKEN, 16)])
+def test_the_completions_of_a_prompt_are_all_there_are(task, num_completions):
     assert len(task.completions) == len(set(task.completions)) == num_completions
     assert_close(reference(task).exp().sum(-1), torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_the_reward_function_reads_the_table():
-    task = Task()
+    task = ENDING
     ids = [list(task.completions[3]), list(task.completions[0])]
     assert task.reward(prompts=["ab", "bb"], completion_ids=ids) == [task.rewards[1, 3], task.rewards[3, 0]]
 
@@ -51,7 +58,7 @@ def test_the_optimum_of_two_completions():
 
 
 def test_the_objective_is_at_rest_at_the_optimum_and_nowhere_higher():
-    task = Task()
+    task = ENDING
     ref_logps = reference(task)
     best = optimum(ref_logps, task.rewards, BETA)
     logits = best.clone().requires_grad_()
@@ -64,15 +71,14 @@ def test_the_objective_is_at_rest_at_the_optimum_and_nowhere_higher():
         assert (objective((best + noise).log_softmax(-1), ref_logps, task.rewards, BETA) < highest).all()
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_the_optimum_is_far_from_the_reference(ends):
-    task = Task(ends=ends)
+@pytest.mark.parametrize("task", [ENDING, ONE_LENGTH, ONE_TOKEN])
+def test_the_optimum_is_far_from_the_reference(task):
     ref_logps = reference(task)
     assert total_variation(ref_logps, optimum(ref_logps, task.rewards, BETA)).mean() > 0.4
 
 
 def test_a_table_of_tokens_has_the_probabilities_of_its_completions():
-    task = Task()
+    task = ENDING
     targets, logps = Targets(task), optimum(reference(task), task.rewards, BETA)
     assert_close(targets.logps(targets.logprobs(targets.logits(logps))), logps)
 
@@ -91,11 +97,10 @@ def test_the_loss_moves_on_from_the_optimum(setting):
     assert gradient(setting, best).abs().max() > 0.01 * gradient(setting, reference(task)).abs().max()
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_penalty_by_token_weighs_a_token_by_the_reward_that_follows_it(ends):
+@pytest.mark.parametrize("task", [ENDING, ONE_LENGTH])
+def test_a_penalty_by_token_weighs_a_token_by_the_reward_that_follows_it(task):
     # at rest each token has pi(a|s) = ref(a|s) exp(Q(s, a) / beta) / Z(s) with Q the mean reward under the policy: at
     # the optimum it would be that reward less beta times the divergence still to come
-    task = Task(ends=ends)
     targets, ref_logps = Targets(task), reference(task)
     token_logprobs = {}  # of a prompt's tokens, by what they make the completion's beginning
 
@@ -131,7 +136,7 @@ def test_a_penalty_by_token_weighs_a_token_by_the_reward_that_follows_it(ends):
 
 
 def test_every_pair_is_chosen_as_often_as_bradley_and_terry_have_it():
-    task = Task()
+    task = ENDING
     rows = pairs(task)
     assert len(rows) == 4 * 15 * 14 // 2 * COPIES_OF_A_PAIR
     one, other = task.completions[2], task.completions[7]
