@@ -35,14 +35,15 @@ def _missing_files(config: PipelineConfig) -> Iterator[SettingError]:
 
 
 def _noise(config: PipelineConfig) -> Iterator[SettingError]:
-    for name in ("preferences", "prompts", "test"):
-        source = getattr(config.prepare, name)
-        if source is not None and source.synthetic is not None and source.synthetic.noise:
-            yield SettingError(
-                f"prepare.{name}.synthetic.noise",
-                source.synthetic.noise,
-                "only demonstrations can be noisy; set it to 0",
-            )
+    for option, whose, reason in (
+        ("noise", "demonstrations", "only demonstrations can be noisy; set it to 0"),
+        ("slips", "preferences", "only preferences have rejected answers; set it to 0"),
+    ):
+        for name in ("demonstrations", "preferences", "prompts", "test"):
+            source = getattr(config.prepare, name)
+            value = getattr(source.synthetic, option) if source is not None and source.synthetic is not None else 0
+            if name != whose and value:
+                yield SettingError(f"prepare.{name}.synthetic.{option}", value, reason)
 
 
 def _lengths(config: PipelineConfig) -> Iterator[SettingError]:

@@ -86,6 +86,11 @@ class Synthetic(Section):
     noise: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="Share of demonstrations with a wrong answer."
     )
+    slips: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="Share of the rejected answers of preferences that are the right one with a symbol or more written "
+        "as another; all others are typical mistakes.",
+    )
 
 
 class Worked(Section):

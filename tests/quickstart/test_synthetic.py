@@ -87,6 +87,24 @@ def test_the_noise_is_the_share_of_wrong_demonstrations(made):
     assert all(wrong[task] / 500 == pytest.approx(0.25, abs=0.078) for task in TASKS)
 
 
+def test_slips_are_right_answers_with_symbols_exchanged():
+    rows = make_rows("preferences", 800, slips=1.0, seed=3)
+    num_exchanged = Counter()
+    for row in rows:
+        solution, rejected = solve(row["task"], text(row["prompt"], "user")), text(row["rejected"], "assistant")
+        assert text(row["chosen"], "assistant") == solution
+        assert len(rejected) == len(solution)
+        assert [symbol == " " for symbol in rejected] == [symbol == " " for symbol in solution]
+        num_exchanged[sum(a != b for a, b in zip(rejected, solution, strict=True))] += 1
+    assert num_exchanged[0] == 0
+    assert 0.4 < num_exchanged[1] / 800 < 0.75  # half of them, and those with one symbol in all
+    usual = make_rows("preferences", 800, seed=3)
+    assert [row["chosen"] for row in rows] == [row["chosen"] for row in usual]
+    some = make_rows("preferences", 800, slips=0.25, seed=3)
+    lengths = [len(row["rejected"][0]["content"]) == len(row["chosen"][0]["content"]) for row in some]
+    assert sum(lengths) > sum(len(r["rejected"][0]["content"]) == len(r["chosen"][0]["content"]) for r in usual)
+
+
 def test_without_noise_all_demonstrations_are_right():
     for row in make_rows("demonstrations", 400):
         assert row["completion"][0]["content"] == solve(row["task"], row["prompt"][0]["content"])

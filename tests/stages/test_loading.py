@@ -97,6 +97,7 @@ def settings_with(dotted, value):
     [
         ("prepare.max_length", 4096, "the model reads 128 tokens"),
         ("prepare.test.synthetic.noise", 0.5, "only demonstrations can be noisy"),
+        ("prepare.prompts.synthetic.slips", 0.5, "only preferences have rejected answers"),
         ("prepare.preferences", {"path": "missing.jsonl"}, "prepare.preferences.path = 'missing.jsonl': no such file"),
         ("sft.launch", {"config_file": "missing.yaml"}, "sft.launch.config_file = 'missing.yaml': no such file"),
         ("reward.launch", {"num_processes": 2, "config_file": str(TINY)}, "names the number of processes"),

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from datasets import Dataset
 
-from tuneline.data.synthetic_tasks import TASKS, Problem
+from tuneline.data.synthetic_tasks import TASKS, Problem, slip
 from tuneline.errors import ConfigError
 
 Role = Literal["demonstrations", "preferences", "prompts", "test"]
@@ -56,7 +56,13 @@ def make_synthetic(
 
 
 def make_rows(
-    role: Role, num_rows: int, *, tasks: Sequence[str] | None = None, noise: float = 0.0, seed: int = 0
+    role: Role,
+    num_rows: int,
+    *,
+    tasks: Sequence[str] | None = None,
+    noise: float = 0.0,
+    slips: float = 0.0,
+    seed: int = 0,
 ) -> list[Row]:
     """Rows of one set: the tasks in turns, no question twice.
 
@@ -66,6 +72,8 @@ def make_rows(
         tasks: names among `TASKS`; None takes all.
         noise: share of the demonstrations that give a wrong answer, in 0..1. The wrong answers of demonstrations and of
             preferences are mistakes of the same kinds.
+        slips: share of the rejected answers that are no such mistake, but the right answer with a symbol or more
+            written as another, as a policy that samples writes them; in 0..1.
 
     Raises:
         ConfigError: an unknown task, or more rows than there are problems.
@@ -76,27 +84,37 @@ def make_rows(
     rows = []
     for i in range(num_rows):
         name, problem = next(drawn[i % len(drawn)])
-        rows.append({"prompt": _turn("user", problem.question), **_ANSWERS[role](problem, noise, random), "task": name})
+        rows.append(
+            {
+                "prompt": _turn("user", problem.question),
+                **_ANSWERS[role](problem, _Shares(noise, slips), random),
+                "task": name,
+            }
+        )
     return rows
 
 
-def _demonstration(problem: Problem, noise: float, random: Random) -> Row:
-    is_wrong = random.random() < noise
+class _Shares(NamedTuple):
+    noise: float
+    slips: float
+
+
+def _demonstration(problem: Problem, shares: _Shares, random: Random) -> Row:
+    is_wrong = random.random() < shares.noise
     return {"completion": _turn("assistant", _mistake(problem, random) if is_wrong else problem.solution)}
 
 
-def _preference(problem: Problem, noise: float, random: Random) -> Row:
-    return {
-        "chosen": _turn("assistant", problem.solution),
-        "rejected": _turn("assistant", _mistake(problem, random)),
-    }
+def _preference(problem: Problem, shares: _Shares, random: Random) -> Row:
+    is_slip = shares.slips > 0 and random.random() < shares.slips
+    rejected = slip(problem.solution, random) if is_slip else _mistake(problem, random)
+    return {"chosen": _turn("assistant", problem.solution), "rejected": _turn("assistant", rejected)}
 
 
-def _solution(problem: Problem, noise: float, random: Random) -> Row:
+def _solution(problem: Problem, shares: _Shares, random: Random) -> Row:
     return {"solution": problem.solution}
 
 
-_ANSWERS: dict[Role, Callable[[Problem, float, Random], Row]] = {
+_ANSWERS: dict[Role, Callable[[Problem, _Shares, Random], Row]] = {
     "demonstrations": _demonstration,
     "preferences": _preference,
     "prompts": _solution,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+_DIGITS = "0123456789"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -71,6 +72,19 @@ def count(random: Random) -> Problem:
 
 
 TASKS: dict[str, Callable[[Random], Problem]] = {"add": add, "sort": sort, "reverse": reverse, "count": count}
+
+
+def slip(solution: str, random: Random) -> str:
+    """The solution with one symbol written as another of its kind, half the time with more than one."""
+    symbols = list(solution)
+    places = [i for i, symbol in enumerate(symbols) if symbol != " "]
+    while True:
+        i = places[random.randrange(len(places))]
+        others = [other for other in (_DIGITS if symbols[i].isdigit() else _LETTERS) if other != symbols[i]]
+        symbols[i] = others[random.randrange(len(others))]
+        written = "".join(symbols)
+        if written != solution and random.random() < 0.5:
+            return written
 
 
 def _different(items: Sequence, number: int, random: Random) -> list:
