@@ -14,7 +14,8 @@ from tests.data.tiny_tokenizers import CHATML_WITH_MARKS, character_tokenizer
 from tests.models import tiny_causal_lm
 from tests.trainers.build import QUIET
 from tuneline import SFTConfig, SFTTrainer
-from tuneline.data.tokenize import tokenize_for_preference, tokenize_for_sft
+from tuneline.data.steps import tokenize_for_steps
+from tuneline.data.tokenize import tokenize_for_preference, tokenize_for_reward, tokenize_for_sft
 from tuneline.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,14 @@ def test_another_row_option_tokenizer_or_template_is_another_entry(folder):
     pair = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     tokenize_for_preference(pair, character_tokenizer(), max_length=8)
     assert len(entries(folder)) == 7
+
+
+@pytest.mark.parametrize("tokenize", [tokenize_for_preference, tokenize_for_reward, tokenize_for_steps])
+def test_what_every_trainer_reads_is_kept(folder, tokenize):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "completions": ["d"], "labels": [True]}]
+    first, again = (tokenize(Dataset.from_list(rows), character_tokenizer(), max_length=8).dataset for _ in range(2))
+    assert len(entries(folder)) == 1
+    assert first.to_list() == again.to_list()
 
 
 def test_a_template_that_reads_the_date_is_kept_for_the_day(folder, monkeypatch):

@@ -124,7 +124,7 @@ def cache_key(dataset: Dataset, function: Callable, arguments: Mapping[str, Any]
             if not type(value).__module__.startswith("transformers."):
                 return None
             parts += [name, tokenizer_state(value)]
-        elif value is None or isinstance(value, str | bool | int | float):
+        elif _is_plain(value):
             parts += [name, value]
         else:
             return None
@@ -135,6 +135,12 @@ def cache_key(dataset: Dataset, function: Callable, arguments: Mapping[str, Any]
         digest.update(source.read_bytes())
     _add_rows(dataset, digest)
     return digest.hexdigest()[:32]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
