@@ -86,7 +86,7 @@ class PolicyAndValue(HoldsPolicy):
         """Values by a sequence classifier with one label, or its name or folder. Its dropout is set to zero.
 
         Raises:
-            ModelError: several labels, no score head, or another vocabulary than the policy's.
+            ModelError: several labels, no score head, a smaller vocabulary than the policy's, or nothing to train.
         """
         model: Any = load_reward_model(value_model) if isinstance(value_model, str) else value_model
         _check_value_model(policy, model)
@@ -349,6 +349,11 @@ def _check_value_model(policy: Any, model: Any) -> None:
     if config.num_labels != 1:
         raise ModelError(
             f"a value model has one label; this {type(model).__name__} has num_labels={config.num_labels}."
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            f"the value model, a {type(model).__name__}, has no parameter that is trained; call "
+            "requires_grad_(True), or load its adapter with is_trainable=True."
         )
     sizes = [base_model(one).get_input_embeddings().num_embeddings for one in (policy, model)]
     if sizes[1] < sizes[0]:

@@ -1,8 +1,9 @@
 """The page on adapters and its example run as they stand."""
 
 import importlib
-import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_the_examples_of_the_page_run_in_order(tmp_path, monkeypatch):
     compile(blocks[2], str(PAGE), "exec")
     assert (tmp_path / "runs" / "policy" / "adapter_model.safetensors").is_file()
     assert not [path for path in (tmp_path / "runs" / "policy").iterdir() if path.is_dir()]
+
+
+@pytest.mark.slow
+def test_the_memory_of_four_roles_is_measured():
+    command = [sys.executable, "-m", "benchmarks.roles", "--hidden-size", "128", "--layers", "4", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    weights = {line[:14].strip(): float(line.split()[-2]) for line in done.stdout.splitlines()[-2:]}
+    assert weights["four models"] > 3.5 * weights["one base model"]
 
 
 @pytest.mark.slow

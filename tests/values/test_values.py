@@ -213,6 +213,8 @@ def test_models_that_do_not_go_together_are_refused():
         policy_and_value(with_own_value_adapter(), form="adapter", value_model=LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ModelError, match="num_labels=3"):
         policy_and_value(tiny_causal_lm(), form="model", value_model=three_labels())
+    with pytest.raises(ModelError, match="no parameter that is trained"):
+        policy_and_value(tiny_causal_lm(), form="model", value_model=tiny_reward_model().requires_grad_(False))
     with pytest.raises(ModelError, match="embeds 50 tokens"):
         policy_and_value(tiny_causal_lm(), form="model", value_model=tiny_reward_model(vocab_size=50))
     with pytest.raises(ModelError, match="no value model"):
