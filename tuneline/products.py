@@ -76,10 +76,10 @@ def fill_up(trees: PromptTrees) -> PromptTrees:
 
 
 def _filled(num_rows: int) -> int:
-    """One of few numbers, at most an eighth larger from 512 rows on, and a sixteenth from 2,048 on."""
+    """One of few numbers, from 512 rows on at most an eighth larger."""
     if num_rows <= 64:
         return 1 << (num_rows - 1).bit_length()
-    step = max(64, 1 << (num_rows.bit_length() - 5))
+    step = max(64, 1 << (num_rows.bit_length() - 4))
     return -(-num_rows // step) * step
 
 
