@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.bco_config import BCOConfig
     from tuneline.trainers.cpo import CPOTrainer
     from tuneline.trainers.cpo_config import CPOConfig
+    from tuneline.trainers.distillation import DistillationTrainer
+    from tuneline.trainers.distillation_config import DistillationConfig
     from tuneline.trainers.dpo import DPOTrainer
     from tuneline.trainers.dpo_config import DPOConfig
     from tuneline.trainers.grpo import GRPOTrainer
@@ -70,6 +72,8 @@ _HOME_OF = {
     "DPOTrainer": "tuneline.trainers.dpo",
     "DatasetConfig": "tuneline.data.mixtures",
     "DatasetMixtureConfig": "tuneline.data.mixtures",
+    "DistillationConfig": "tuneline.trainers.distillation_config",
+    "DistillationTrainer": "tuneline.trainers.distillation",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
     "IterativeSFTConfig": "tuneline.trainers.iterative_sft_config",
@@ -125,6 +129,8 @@ __all__ = [
     "DPOTrainer",
     "DatasetConfig",
     "DatasetMixtureConfig",
+    "DistillationConfig",
+    "DistillationTrainer",
     "GRPOConfig",
     "GRPOTrainer",
     "IterativeSFTConfig",

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,19 @@ Objective = Literal["nll", "dft", "weighted"]
 
 # The logits of one chunk should stay in a CPU's cache; a GPU wants enough rows to fill its matrix units.
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+
+
+class AnyQuestion(Protocol):
+    """What a head may be asked."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(targets,): the row of the head's input that predicts each."""
+        ...
+
+    def answer(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(targets, answers) from what the head reads at these rows, and its parameters; outside autocast."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,33 @@ class Question:
     support: Tensor | None = None  # (targets, kept) the tokens that could be drawn, see `token_logprobs`
     weights: Tensor | None = None  # (targets,) of the objective `weighted`
 
+    def answer(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(targets, 6): log-probability, loss of the objective (when one is asked for), entropy, log of the summed
+        squared probabilities, whether the target was the most likely token, and the mean logit."""
+        answers = _AnswerTargets.apply(
+            hidden,
+            weight,
+            bias,
+            self.target_ids,
+            self.temperature,
+            self.with_entropy,
+            self.with_probability_mass,
+            self.objective,
+            self.support,
+            self.weights,
+            torch.is_grad_enabled(),
+        )
+        with torch.no_grad():
+            mean_logits = hidden.float() @ weight.float().mean(0)
+            if bias is not None:
+                mean_logits = mean_logits + bias.float().mean()
+        return torch.stack([*answers, mean_logits], -1)
+
 
 class TargetHead(nn.Linear):
-    """A language-model head that, while a question is pending, returns (1, targets, 6) answers instead of logits.
+    """A language-model head that, while a question is pending, returns (1, targets, answers) instead of logits."""
 
-    The columns are log-probability, loss of the objective (when one is asked for), entropy, log of the summed squared
-    probabilities, whether the target was the most likely token, and the mean logit.
-    """
-
-    question: Question | None = None
+    question: AnyQuestion | None = None
 
     @classmethod
     def sharing(cls, head: nn.Linear) -> TargetHead:
@@ -58,7 +89,7 @@ class TargetHead(nn.Linear):
         return new.train(head.training)
 
     @contextmanager
-    def asked(self, question: Question) -> Iterator[None]:
+    def asked(self, question: AnyQuestion) -> Iterator[None]:
         self.question = question
         try:
             yield
@@ -79,24 +110,7 @@ class TargetHead(nn.Linear):
             weight, hidden_TH = weight.to(dtype), hidden_TH.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         with torch.autocast(device_type, enabled=False):
-            answers = _AnswerTargets.apply(
-                hidden_TH,
-                weight,
-                bias,
-                q.target_ids,
-                q.temperature,
-                q.with_entropy,
-                q.with_probability_mass,
-                q.objective,
-                q.support,
-                q.weights,
-                torch.is_grad_enabled(),
-            )
-            with torch.no_grad():
-                mean_logits = hidden_TH.float() @ weight.float().mean(0)
-                if bias is not None:
-                    mean_logits = mean_logits + bias.float().mean()
-            return torch.stack([*answers, mean_logits], -1)[None]
+            return q.answer(hidden_TH, weight, bias)[None]
 
 
 class _AnswerTargets(torch.autograd.Function):
@@ -129,11 +143,11 @@ class _AnswerTargets(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         wants_bias = bias is not None and ctx.needs_input_grad[2]
         fused = learns and objective is not None and (wants_hidden or wants_weight)
-        grads = _Gradients(hidden, weight, bias, wants_hidden, wants_weight, wants_bias) if fused else None
+        grads = HeadGradients(hidden, weight, bias, wants_hidden, wants_weight, wants_bias) if fused else None
 
-        for rows in _chunks(T, weight):
+        for rows in row_chunks(T, weight):
             ids = target_ids[rows, None]
-            logits = _logits(hidden[rows], weight, bias, temperature)
+            logits = head_logits(hidden[rows], weight, bias, temperature)
             if support is not None:
                 leave_out_of_support(logits, support[rows])
             top = logits.amax(1)
@@ -167,16 +181,16 @@ class _AnswerTargets(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target_ids, logprobs, entropies, support, given_weights = ctx.saved_tensors
         nothing = (None,) * 8
-        if ctx.fused is not None and _is_uniform(g_losses) and not (g_logprobs.any() or g_entropies.any()):
+        if ctx.fused is not None and is_uniform(g_losses) and not (g_logprobs.any() or g_entropies.any()):
             return *ctx.fused.scaled(g_losses[0] if len(g_losses) else g_losses.sum()), *nothing
 
         wants_bias = bias is not None and ctx.needs_input_grad[2]
-        grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad[0], ctx.needs_input_grad[1], wants_bias)
+        grads = HeadGradients(hidden, weight, bias, ctx.needs_input_grad[0], ctx.needs_input_grad[1], wants_bias)
         if ctx.objective is not None:
             g_logprobs = g_logprobs - _objective_weights(ctx.objective, logprobs, given_weights) * g_losses
-        for rows in _chunks(len(target_ids), weight):
+        for rows in row_chunks(len(target_ids), weight):
             ids = target_ids[rows, None]
-            logits = _logits(hidden[rows], weight, bias, ctx.temperature)
+            logits = head_logits(hidden[rows], weight, bias, ctx.temperature)
             if support is not None:
                 leave_out_of_support(logits, support[rows])
             log_normaliser = logits.gather(1, ids)[:, 0] - logprobs[rows]
@@ -207,7 +221,7 @@ def _objective_weights(
             return torch.ones_like(logprobs)
 
 
-class _Gradients:
+class HeadGradients:
     """The gradients of hidden states, weight and bias, added up chunk by chunk in float32 where chunks overlap."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *wants: bool):
@@ -237,7 +251,7 @@ class _Gradients:
         return tuple(g if g is None else (g if scale is None else g * scale).to(dtype) for g, dtype in found)
 
 
-def _logits(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
+def head_logits(hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
     logits_TV = linear(hidden_TH, weight_VH, bias_V).float()
     return logits_TV if temperature == 1.0 else logits_TV.div_(temperature)
 
@@ -252,14 +266,15 @@ def leave_out_of_support(logits_TV: Tensor, support: Tensor) -> None:
     logits_TV.masked_fill_(~kept, -1e30)
 
 
-def _chunks(num_targets: int, weight: Tensor) -> Iterator[slice]:
-    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cuda"])
+def row_chunks(num_targets: int, weight: Tensor, num_tables: int = 1) -> Iterator[slice]:
+    """Rows that are computed together, where each has `num_tables` numbers a token of the vocabulary."""
+    elements = _CHUNK_ELEMENTS.get(weight.device.type, _CHUNK_ELEMENTS["cuda"]) // num_tables
     size = max(16, 1 << round(math.log2(elements / weight.shape[0])))
     for start in range(0, num_targets, size):
         yield slice(start, min(start + size, num_targets))
 
 
-def _is_uniform(values: Tensor) -> bool:
+def is_uniform(values: Tensor) -> bool:
     return bool((values == values[:1]).all())
 
 

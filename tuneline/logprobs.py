@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tuneline.attention import Segments, reading_trees
-from tuneline.heads import Objective, Question, TargetHead, leave_out_of_support
+from tuneline.heads import AnyQuestion, Objective, Question, TargetHead, leave_out_of_support
 from tuneline.losses.sft import dft_loss, nll_loss
 from tuneline.models.layouts import output_head, pad_token_id
 from tuneline.products import fill_up
@@ -64,18 +64,35 @@ def token_logprobs(
     head = output_head(model)
     if not isinstance(head, TargetHead):
         return _padded_logprobs(model, call, trees, question, router)
+    output = ask_head(head, call, trees, positions, question, **router)
+    answers = TargetLogprobs(*output.logits[0].float().unbind(-1))
+    return answers._replace(aux_loss=output.aux_loss) if with_aux_loss else answers
+
+
+def ask_head(
+    head: TargetHead,
+    call: Callable[..., Any],
+    trees: PromptTrees,
+    positions: Tensor,
+    question: AnyQuestion,
+    **more: Any,
+) -> Any:
+    """The model's output, with the answers (1, targets, answers) in the place of its logits.
+
+    Args:
+        positions: (rows,), the places of the row of trees that the question's `rows` number.
+        more: further keywords for the model.
+    """
     segments = Segments(trees.segments, trees.num_tokens, read=positions)
     with head.asked(question), reading_trees():
-        output = call(
+        return call(
             input_ids=trees.input_ids,
             position_ids=trees.position_ids,
             segments=segments,
             logits_to_keep=positions,
             use_cache=False,
-            **router,
+            **more,
         )
-    answers = TargetLogprobs(*output.logits[0].float().unbind(-1))
-    return answers._replace(aux_loss=output.aux_loss) if with_aux_loss else answers
 
 
 def _padded_logprobs(

@@ -18,7 +18,7 @@ from tuneline.trees import Branch, Tree, lay_out
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several chunks on small inputs."""
-    monkeypatch.setattr(heads, "_chunks", lambda n, weight: (slice(i, min(i + 3, n)) for i in range(0, n, 3)))
+    monkeypatch.setattr(heads, "row_chunks", lambda n, weight: (slice(i, min(i + 3, n)) for i in range(0, n, 3)))
 
 
 def asked_head(vocab=11, hidden=5, targets=7, bias=True, **question):
