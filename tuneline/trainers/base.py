@@ -26,6 +26,7 @@ from tuneline.metrics import Metrics, Recorded
 from tuneline.models.layouts import prepare_for_trees
 from tuneline.models.loading import load_tokenizer, set_special_tokens, take_chat_template
 from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.older_names import taking_older_arguments
 from tuneline.trees import PromptTrees
 
 logger = get_logger(__name__)
@@ -41,6 +42,11 @@ class BaseTrainer(Trainer):
     args: BaseConfig
     train_dataset: Any
     eval_dataset: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = taking_older_arguments(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self,

@@ -7,8 +7,10 @@ from typing import Literal
 
 from tuneline.errors import ConfigError
 from tuneline.trainers.base_config import ReferenceConfig
+from tuneline.trainers.older_names import takes_older_options
 
 
+@takes_older_options
 @dataclass
 class BCOConfig(ReferenceConfig):
     """Options of `BCOTrainer`: names and defaults of TRL's, which has no such trainer any more in 1.16."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from tuneline.errors import ConfigError
 from tuneline.losses.reference_free import check_reference_free_options
 from tuneline.trainers.base_config import OfflineConfig
+from tuneline.trainers.older_names import takes_older_options
 
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
 
 
+@takes_older_options
 @dataclass
 class CPOConfig(OfflineConfig):
     """Options of `CPOTrainer`: names and defaults of TRL 1.16."""

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from tuneline.errors import ConfigError
 from tuneline.losses.preference import SORTING_LOSS_TYPES, check_preference_options
 from tuneline.trainers.base_config import ReferenceConfig
+from tuneline.trainers.older_names import takes_older_options
 
 LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -16,6 +17,7 @@ LossType = Literal[
 FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 
+@takes_older_options
 @dataclass
 class DPOConfig(ReferenceConfig):
     """Options of `DPOTrainer`: names and defaults of TRL 1.16."""

@@ -8,9 +8,11 @@ from tuneline.advantages import AGGREGATIONS, SCALE_REWARDS
 from tuneline.errors import ConfigError
 from tuneline.losses.mismatch import check_mismatch_options
 from tuneline.losses.policy import KL_ESTIMATORS, check_policy_options
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_config import OnlineConfig
 
 
+@takes_older_options
 @dataclass
 class GRPOConfig(OnlineConfig):
     """Names and defaults of TRL 1.16's `GRPOConfig`; options of our own stand last."""

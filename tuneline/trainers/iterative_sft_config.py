@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tuneline.errors import ConfigError
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.sft_config import SFTConfig
 
 
+@takes_older_options
 @dataclass
 class IterativeSFTConfig(SFTConfig):
     """Options of `IterativeSFTTrainer`: those of `SFTTrainer`, with the defaults of TRL's trainer, gone from TRL

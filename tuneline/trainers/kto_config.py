@@ -8,8 +8,10 @@ from typing import Literal
 from tuneline.errors import ConfigError
 from tuneline.losses.unpaired import KTO_LOSS_TYPES
 from tuneline.trainers.base_config import ReferenceConfig
+from tuneline.trainers.older_names import takes_older_options
 
 
+@takes_older_options
 @dataclass
 class KTOConfig(ReferenceConfig):
     """Options of `KTOTrainer`: names and defaults of TRL 1.16."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tuneline.errors import ConfigError
 from tuneline.losses.policy import check_policy_options
 from tuneline.rollout.protocol import Sampling
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_config import OnlineConfig
 
 # What TRL's PPO calls otherwise than its other online trainers.
@@ -21,6 +22,7 @@ _SAME_AS = {
 VALUE_FUNCTIONS = ("head", "model", "adapter")
 
 
+@takes_older_options
 @dataclass
 class PPOConfig(OnlineConfig):
     """Names and defaults of TRL 1.12's `PPOConfig`, the last release found with one; options of our own stand last.

@@ -45,6 +45,7 @@ class PRMTrainer(BaseTrainer):
     """
 
     args: PRMConfig
+    config_class = PRMConfig
 
     def __init__(
         self,

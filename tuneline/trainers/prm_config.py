@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.older_names import takes_older_options
 
 
+@takes_older_options
 @dataclass
 class PRMConfig(BaseConfig):
     """Options of `PRMTrainer`: names and defaults of TRL's, which has no such trainer any more in 1.16."""

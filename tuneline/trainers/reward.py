@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
@@ -16,6 +16,7 @@ from tuneline.errors import ModelError
 from tuneline.losses.reward import reward_loss
 from tuneline.models.layouts import pad_token_id
 from tuneline.models.loading import add_adapter, disable_dropout, load_reward_model
+from tuneline.models.one_label import score_of_two_labels
 from tuneline.scores import sequence_scores
 from tuneline.trainers.base import (
     BaseTrainer,
@@ -35,9 +36,8 @@ class RewardTrainer(BaseTrainer):
     """Training of a scalar reward model; the items are pairs.
 
     Args:
-        model: a name or folder, a sequence classifier with one label, or a PEFT model of one. A model by name gets a
-            new
-            score head where it has none.
+        model: a name or folder, a sequence classifier with one label (or two, whose difference is the score), or a PEFT
+            model of one. A model by name gets a new score head where it has none.
         train_dataset, eval_dataset: preferences (`chosen`, `rejected`, `prompt` if any, `margin` if any), standard or
             conversational, or tokenised (`chosen_ids`, `rejected_ids`).
 
@@ -46,6 +46,7 @@ class RewardTrainer(BaseTrainer):
     """
 
     args: RewardConfig
+    config_class = RewardConfig
 
     def __init__(
         self,
@@ -71,6 +72,8 @@ class RewardTrainer(BaseTrainer):
             model = load_reward_model(
                 model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
             )
+        if model.config.num_labels == 2 and not isinstance(model, PeftModel):
+            model = score_of_two_labels(model)
         if model.config.num_labels != 1:
             raise ModelError(
                 f"a reward model has one label; {type(model).__name__} has num_labels={model.config.num_labels}. "

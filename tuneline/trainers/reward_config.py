@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.older_names import takes_older_options
 
 
+@takes_older_options
 @dataclass
 class RewardConfig(BaseConfig):
     """Options of `RewardTrainer`: names and defaults of TRL 1.16."""

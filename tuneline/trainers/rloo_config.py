@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tuneline.errors import ConfigError
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_config import OnlineConfig
 
 
+@takes_older_options
 @dataclass
 class RLOOConfig(OnlineConfig):
     """Names and defaults of TRL 1.16's `RLOOConfig`."""

@@ -45,6 +45,7 @@ class SFTTrainer(BaseTrainer):
     """
 
     args: SFTConfig
+    config_class = SFTConfig
 
     def __init__(
         self,

@@ -9,8 +9,10 @@ from transformers import TrainingArguments
 
 from tuneline.errors import ConfigError
 from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.older_names import takes_older_options
 
 
+@takes_older_options
 @dataclass
 class SFTConfig(BaseConfig):
     """Options of `SFTTrainer`: names and defaults of TRL 1.16."""

@@ -8,10 +8,12 @@ from typing import Literal
 from tuneline.errors import ConfigError
 from tuneline.losses.reference_free import check_reference_free_options
 from tuneline.trainers.base_config import OfflineConfig
+from tuneline.trainers.older_names import takes_older_options
 
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "tpo-l")
 
 
+@takes_older_options
 @dataclass
 class TPOConfig(OfflineConfig):
     """Options of `TPOTrainer`: names and defaults of TRL 1.16."""
