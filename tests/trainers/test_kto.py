@@ -43,15 +43,17 @@ def test_each_row_gets_the_completion_of_the_row_before_within_its_step(tmp_path
     assert others == [own[3], *own[:3], own[7], *own[4:7]]
 
 
-def test_the_divergence_is_that_of_the_step_and_no_micro_batch(tmp_path):
-    def kl(per_device, accumulation):
+def test_divergence_loss_and_gradient_are_those_of_the_step_and_no_micro_batch(tmp_path):
+    def logged(per_device, accumulation):
         options = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
         model = tiny_causal_lm()
         trainer = build("kto", tmp_path, options={"max_steps": 1, **options}, model=model, ref_model=nudged(model))
-        return first_log(trainer)["kl"]
+        return first_log(trainer)
 
-    assert kl(8, 1) > 0
-    assert kl(1, 8) == pytest.approx(kl(8, 1), rel=1e-5)
+    whole, split = logged(8, 1), logged(1, 8)
+    assert whole["kl"] > 0
+    for name in ("kl", "loss", "grad_norm", "rewards/margins"):
+        assert split[name] == pytest.approx(whole[name], rel=1e-5), name
 
 
 def test_without_estimate_no_other_completions_are_made(tmp_path):
