@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.distillation_config import DistillationConfig
     from tuneline.trainers.dpo import DPOTrainer
     from tuneline.trainers.dpo_config import DPOConfig
+    from tuneline.trainers.gkd import GKDTrainer
+    from tuneline.trainers.gkd_config import GKDConfig
     from tuneline.trainers.grpo import GRPOTrainer
     from tuneline.trainers.grpo_config import GRPOConfig
     from tuneline.trainers.iterative_sft import IterativeSFTTrainer
@@ -74,6 +76,8 @@ _HOME_OF = {
     "DatasetMixtureConfig": "tuneline.data.mixtures",
     "DistillationConfig": "tuneline.trainers.distillation_config",
     "DistillationTrainer": "tuneline.trainers.distillation",
+    "GKDConfig": "tuneline.trainers.gkd_config",
+    "GKDTrainer": "tuneline.trainers.gkd",
     "GRPOConfig": "tuneline.trainers.grpo_config",
     "GRPOTrainer": "tuneline.trainers.grpo",
     "IterativeSFTConfig": "tuneline.trainers.iterative_sft_config",
@@ -131,6 +135,8 @@ __all__ = [
     "DatasetMixtureConfig",
     "DistillationConfig",
     "DistillationTrainer",
+    "GKDConfig",
+    "GKDTrainer",
     "GRPOConfig",
     "GRPOTrainer",
     "IterativeSFTConfig",

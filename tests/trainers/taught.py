@@ -13,7 +13,7 @@ from tests.trainers.build import QUIET
 from tests.trainers.online import MAX_LENGTH, questions
 from tests.trainers.rows import character_tokenizer
 
-ARGUMENTS = {"teacher_model", "train_dataset", "eval_dataset", "rollout_engine", "peft_config", "callbacks"}
+ARGUMENTS = {"teacher_model", "train_dataset", "eval_dataset", "rollout_engine", "peft_config", "processing_class"}
 
 
 def another_model() -> PreTrainedModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.formats import is_messages
+from tuneline.data.formats import common_prefix_length, is_messages
 from tuneline.data.rendering import Rows, tokenize_values
 from tuneline.environments import Counts, Interaction
 from tuneline.errors import DataError, RolloutError
@@ -160,7 +160,8 @@ def _completion(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], roll
     return [{"role": "assistant", "content": f"{begun}{text}"}]
 
 
-def _room(prompt_ids: Sequence[int], sampling: Sampling, max_length: int | None) -> int | None:
+def _room(prompt_ids: Sequence[int], sampling: Sampling, max_length: int | None, most: int | None = None) -> int | None:
+    """Tokens that a completion may have, of `most` or the sampling's; None for these."""
     if max_length is None:
         return None
     room = max_length - len(prompt_ids)
@@ -169,4 +170,48 @@ def _room(prompt_ids: Sequence[int], sampling: Sampling, max_length: int | None)
             f"A prompt has {len(prompt_ids)} tokens, which leaves no room for a completion within max_length="
             f"{max_length}; raise it, or leave such prompts out of the data."
         )
-    return min(room, sampling.max_new_tokens)
+    return min(room, sampling.max_new_tokens if most is None else most)
+
+
+def read_out(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
+) -> Drawn:
+    """The rows' own `completion`s, text or messages, as if they had been drawn; no sampler gave them probabilities.
+
+    Text ends with the tokenizer's end token. What does not fit `max_length` is cut off, and so not finished.
+
+    Raises:
+        DataError: a row that is neither text nor messages, or a prompt with no room for its completion.
+    """
+    prompts = encode_prompts(tokenizer, rows, chat_template_kwargs)
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in ("prompt", "completion")}
+    columns["chat_template_kwargs"] = [
+        {**(chat_template_kwargs or {}), **(row.get("chat_template_kwargs") or {})} for row in rows
+    ]
+    if any(row.get("tools") for row in rows):
+        columns["tools"] = [row.get("tools") for row in rows]
+    table = Rows(columns, range(len(rows)))
+    whole = tokenize_values(tokenizer, table, table.joined("prompt", "completion"), eos_token=tokenizer.eos_token)
+    rollouts = []
+    for number, (prompt_ids, ids) in enumerate(zip(prompts, whole, strict=True)):
+        begin = common_prefix_length(prompt_ids, ids)
+        room = _room(ids[:begin], sampling, max_length, most=len(ids))
+        completion = ids[begin:] if room is None else ids[begin:][:room]
+        if not completion:
+            raise DataError(f"row {number} of a batch has an empty completion; leave such rows out of the data.")
+        is_finished = completion[-1] in sampling.stop_token_ids
+        rollouts.append(Rollout(ids[:begin], completion, [float("nan")] * len(completion), is_finished))
+    return Drawn(list(rows), rollouts, [row["completion"] for row in rows])
+
+
+def woven(rows: Sequence[dict[str, Any]], parts: Sequence[tuple[Sequence[int], Drawn]]) -> Drawn:
+    """One of several, each with the places of its entries."""
+    rollouts = {i: one for places, drawn in parts for i, one in zip(places, drawn.rollouts, strict=True)}
+    completions = {i: one for places, drawn in parts for i, one in zip(places, drawn.completions, strict=True)}
+    every = range(len(rows))
+    return Drawn(list(rows), [rollouts[i] for i in every], [completions[i] for i in every])
