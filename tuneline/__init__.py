@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.sft_config import SFTConfig
     from tuneline.trainers.tpo import TPOTrainer
     from tuneline.trainers.tpo_config import TPOConfig
+    from tuneline.trainers.xpo import XPOTrainer
+    from tuneline.trainers.xpo_config import XPOConfig
 
 __version__ = "0.1.0"
 
@@ -102,6 +104,8 @@ _HOME_OF = {
     "TPOConfig": "tuneline.trainers.tpo_config",
     "TPOTrainer": "tuneline.trainers.tpo",
     "TrlParser": "tuneline.cli.trl_parser",
+    "XPOConfig": "tuneline.trainers.xpo_config",
+    "XPOTrainer": "tuneline.trainers.xpo",
     "add_response_schema": "tuneline.chat_templates.responses",
     "apply_chat_template": "tuneline.data.formats",
     "clone_chat_template": "tuneline.models.loading",
@@ -161,6 +165,8 @@ __all__ = [
     "TPOConfig",
     "TPOTrainer",
     "TrlParser",
+    "XPOConfig",
+    "XPOTrainer",
     "__version__",
     "add_response_schema",
     "apply_chat_template",

@@ -69,10 +69,15 @@ class OnlineDPOTrainer(PairedTrainer):
         margins = found.chosen_rewards - found.rejected_rewards
         rewards |= {"rewards/margins": margins, "rewards/accuracies": (margins > 0).float()}
         self.record({name: ((values * weights).sum(), weights.sum()) for name, values in rewards.items()})
-        return found.losses * weights + self.extra_losses(logps, weights)
+        return (found.losses + self.extra_losses(logps, weights)) * weights
 
     def extra_losses(self, logps: Tensor, weights: Tensor) -> Tensor | float:
-        """(pairs,), added to the losses: none here; `logps` (pairs, 2) of the first and second completion drawn."""
+        """(pairs,), added to the losses: none here.
+
+        Args:
+            logps: (pairs, 2), of the first and second completion drawn.
+            weights: (pairs,), 0 where nothing is learned from a pair.
+        """
         return 0.0
 
     def _record_pairs(

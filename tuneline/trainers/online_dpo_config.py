@@ -25,6 +25,16 @@ def take_max_new_tokens(config: OnlineConfig, max_new_tokens: int) -> None:
     config.max_completion_length = max_new_tokens
 
 
+def collapsed(values: list[float] | float) -> list[float] | float:
+    """A list of one number as that number."""
+    return values[0] if isinstance(values, list) and len(values) == 1 else values
+
+
+def by_epoch(values: list[float] | float) -> list[float]:
+    """One number or several as several."""
+    return values if isinstance(values, list) else [values]
+
+
 @dataclass
 class OnlineDPOConfig(OnlineConfig):
     """Names and defaults of TRL 1.16's `OnlineDPOConfig`; batch sizes count prompts, each of two completions."""
@@ -58,8 +68,7 @@ class OnlineDPOConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         take_max_new_tokens(self, self.max_new_tokens)
-        if isinstance(self.beta, list) and len(self.beta) == 1:
-            self.beta = self.beta[0]  # type: ignore[assignment]
+        self.beta = collapsed(self.beta)  # type: ignore[assignment]
         super().__post_init__()
         if not self.betas or min(self.betas) <= 0:
             raise ConfigError(f"beta={self.beta} must be above 0, in every epoch; TRL's default is 0.1.")
@@ -75,4 +84,4 @@ class OnlineDPOConfig(OnlineConfig):
     @property
     def betas(self) -> list[float]:
         """One an epoch."""
-        return self.beta if isinstance(self.beta, list) else [self.beta]
+        return by_epoch(self.beta)

@@ -14,8 +14,9 @@ from tuneline.errors import ConfigError
 from tuneline.judges.base import BasePairwiseJudge
 from tuneline.judges.rewards import JudgedRewards
 from tuneline.rollout.protocol import RolloutEngine
+from tuneline.rollout.transformers_engine import TransformersEngine
 from tuneline.trainers.base import Rows, reject_compute_metrics
-from tuneline.trainers.drawing import Drawn
+from tuneline.trainers.drawing import Drawn, draw, woven
 from tuneline.trainers.experience import ScoredRollout
 from tuneline.trainers.online import OnlineTrainer
 from tuneline.trainers.online_dpo_config import OnlineDPOConfig
@@ -81,9 +82,28 @@ class PairedTrainer(OnlineTrainer):
 
     @property
     def beta(self) -> float:
-        """That of this epoch."""
-        betas = self.args.betas
-        return betas[min(int(self.state.epoch or 0), len(betas) - 1)]
+        return self.of_this_epoch(self.args.betas)
+
+    def of_this_epoch(self, values: list[float]) -> float:
+        """One of the values, of which the last counts from its epoch on."""
+        return values[min(int(self.state.epoch or 0), len(values) - 1)]
+
+    def with_seconds(
+        self, firsts: Drawn, engine: TransformersEngine, rows: list[dict[str, Any]], seeds: list[int]
+    ) -> Drawn:
+        """Pairs of a first completion and a second by this engine; `rows` and `seeds` hold two entries a pair."""
+        a = self.args
+        seconds = draw(
+            engine,
+            self.processing_class,
+            rows[1::2],
+            seeds[1::2],
+            self.sampling,
+            chat_template_kwargs=a.template_kwargs,
+            max_length=a.max_length,
+        )
+        places = range(len(rows))
+        return woven(rows, [(places[::2], firsts), (places[1::2], seconds)])
 
     def has_reference(self, args: Any) -> bool:
         return True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from tuneline.errors import ConfigError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.adapters import REFERENCE_ADAPTER, active_adapter, adapters_off, add_adapter_beside
-from tuneline.models.layouts import policy_of, prepare_for_trees
+from tuneline.models.layouts import policy_of, prepare_for_trees, unwrapped
 from tuneline.trees import PromptTrees
 
 
@@ -66,6 +66,22 @@ class Reference:
         wrapped = self.trainer.model_wrapped if self.trainer.is_deepspeed_enabled else self.trainer.model
         with _as_reference(policy_of(wrapped)):
             return token_logprobs(wrapped, trees, temperature=temperature, support=support).logprobs
+
+    def callable_model(self) -> tuple[nn.Module, Callable[[], AbstractContextManager[None]]]:
+        """A model to draw from, unwrapped, and what makes it the reference while it is called.
+
+        Raises:
+            ConfigError: its weights are spread over processes.
+        """
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            raise ConfigError(
+                "this method draws completions from its reference, whose weights are spread over processes here; train "
+                "with DDP."
+            )
+        if self.model is not None:
+            return unwrapped(self.model), nullcontext
+        policy = policy_of(self.trainer.model)
+        return policy, lambda: _as_reference(policy)
 
 
 @contextmanager
