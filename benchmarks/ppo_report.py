@@ -15,17 +15,17 @@ TITLES = {"steps": "whole steps", "update": "update alone, on the same completio
 # TRL takes what the policy drew by from the logits of generation, and what it says now from a pass over padded rows:
 # they round otherwise, and KL adds the difference up over a completion.
 BOUNDS = {
-    "objective/kl": (1e-2, False),
+    "objective/kl": (1e-3, False),
     "objective/scores": (1e-4, False),
-    "objective/non_score_reward": (1e-3, False),
+    "objective/non_score_reward": (1e-4, False),
     "policy/approxkl_avg": (1e-4, False),
     "policy/clipfrac_avg": (1e-2, False),
-    "loss/policy_avg": (1e-3, False),
+    "loss/policy_avg": (1e-4, False),
     "loss/value_avg": (1e-3, True),
     "val/ratio": (1e-4, False),
 }
 AGREEMENTS = (
-    Agreement("losses", "loss of an update", 1e-3, relative=False),
+    Agreement("losses", "loss of an update", 1e-4, relative=False),
     *(Agreement(name, name, *BOUNDS[name]) for name in METRICS),
 )
 

@@ -196,7 +196,7 @@ def _compared(value_function="model", **changes) -> PartsComparison:
     ("changes", "told"),
     [
         ({}, ""),
-        ({"losses": [0.5, 0.26]}, "losses of the two sides differ by 1.0e-02, more than 1e-03"),
+        ({"losses": [0.5, 0.26]}, "losses of the two sides differ by 1.0e-02, more than 1e-04"),
         ({"loss/value_avg": [0.0, 0.11]}, "loss/value avg"),
         ({"objective/scores": [0.0, float("nan")]}, "objective/scores"),
         ({"objective/kl": [0.5, 0.1]}, "objective/kl of tuneline is 0.500000 before the first update, and must be 0"),
@@ -246,4 +246,4 @@ def test_both_sides_learn_the_same_from_the_same_completions(tmp_path):
     trl, own = (runs[side][0] for side in ("trl", "tuneline"))
     assert len(trl["losses"]) == 3 * 2 * 2
     torch.testing.assert_close(torch.tensor(own["losses"]), torch.tensor(trl["losses"]), rtol=1e-4, atol=1e-5)
-    assert own["objective/kl"][-1] > 0.001
+    assert abs(own["objective/kl"][-1]) > 0.1  # an estimate of completions that the policy did not draw: of any sign
