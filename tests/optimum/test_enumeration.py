@@ -20,9 +20,9 @@ from examples.analytic_optimum_task import (
 from examples.analytic_optimum_training import COPIES_OF_A_PAIR, pairs
 
 EXACT = [setting for setting in SETTINGS if setting.is_exact]
-# Their fixed point is the optimum as well; noise keeps training further away.
-NOISY = [setting for setting in SETTINGS if setting.name in ("rloo-normalized", "grpo-sequence")]
-ELSEWHERE = [setting for setting in SETTINGS if setting not in EXACT + NOISY]
+# Their fixed point is the optimum as well; a run of this length does not get there.
+SLOWER = [setting for setting in SETTINGS if setting.name in ("grpo-sequence", "rloo-one-length")]
+ELSEWHERE = [setting for setting in SETTINGS if setting not in EXACT + SLOWER]
 
 
 def reference(task):
@@ -83,7 +83,7 @@ def test_a_table_of_tokens_has_the_probabilities_of_its_completions():
     assert_close(targets.logps(targets.logprobs(targets.logits(logps))), logps)
 
 
-@pytest.mark.parametrize("setting", EXACT + NOISY, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", EXACT + SLOWER, ids=lambda setting: setting.name)
 def test_the_loss_is_at_rest_at_the_optimum(setting):
     task = setting.task
     best = optimum(reference(task), task.rewards, BETA)

@@ -1,0 +1,57 @@
+"""The trainers end at the policy that enumeration gives, and the page says what they did."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from examples.analytic_optimum import LIMIT, mean, table
+from examples.analytic_optimum_settings import BETA, SETTINGS
+from examples.analytic_optimum_task import all_logps
+from examples.analytic_optimum_training import PenalizedRollouts, make_trainer, penalty, run
+
+DOCS = Path(__file__).parents[2] / "docs"
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [setting.name for setting in SETTINGS if setting.is_exact])
+def test_training_ends_at_the_optimum(name):
+    outcome = run(BY_NAME[name])
+    assert outcome.distances.mean() < LIMIT
+    assert outcome.curve[0][1] > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_penalty_by_token_leads_where_its_loss_says():
+    outcome = run(BY_NAME["grpo-token"])
+    assert outcome.expected_distances.mean() > 2 * LIMIT
+    assert abs(outcome.distances.mean() - outcome.expected_distances.mean()) < LIMIT
+
+
+def test_the_penalty_is_the_log_ratio_of_the_completion(tmp_path):
+    setting = BY_NAME["grpo-reward"]
+    task, model = setting.task, setting.task.make_reference()
+    ref_logps = all_logps(model, task)
+    trainer = make_trainer(setting, model, ref_logps, output_dir=str(tmp_path))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)  # away from the reference
+    logps = all_logps(model, task)
+    drawn = PenalizedRollouts(task, ref_logps)(["ab"] * 6 + ["bb"] * 2, trainer)
+    ids = [task.number_of[tuple(completion)] for completion in drawn["completion_ids"]]
+    prompts = [1] * 6 + [3] * 2
+    expected = -BETA * (logps - ref_logps)[prompts, ids]
+    assert_close(torch.tensor(penalty(drawn["log_ratio"]), dtype=torch.float64), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_page_has_the_table_of_the_file():
+    rows = json.loads((DOCS / "analytic-optimum.json").read_text())
+    assert set(rows) == set(BY_NAME)
+    assert table(rows) in (DOCS / "analytic-optimum.md").read_text()
+    for name, row in rows.items():
+        if BY_NAME[name].is_exact:
+            assert mean(row["from_optimum"]) < LIMIT
