@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tuneline.chat_templates.checks import supports_tool_calling
     from tuneline.chat_templates.families import get_training_chat_template
     from tuneline.chat_templates.responses import add_response_schema
+    from tuneline.cli.model_config import ModelConfig, get_peft_config, get_quantization_config
     from tuneline.cli.trl_parser import TrlParser
     from tuneline.data.formats import (
         apply_chat_template,
@@ -86,6 +87,7 @@ _HOME_OF = {
     "IterativeSFTTrainer": "tuneline.trainers.iterative_sft",
     "KTOConfig": "tuneline.trainers.kto_config",
     "KTOTrainer": "tuneline.trainers.kto",
+    "ModelConfig": "tuneline.cli.model_config",
     "ORPOConfig": "tuneline.trainers.orpo_config",
     "ORPOTrainer": "tuneline.trainers.orpo",
     "OnlineDPOConfig": "tuneline.trainers.online_dpo_config",
@@ -112,6 +114,8 @@ _HOME_OF = {
     "create_reference_model": "tuneline.models.reference_model",
     "extract_prompt": "tuneline.data.formats",
     "get_dataset": "tuneline.data.mixtures",
+    "get_peft_config": "tuneline.cli.model_config",
+    "get_quantization_config": "tuneline.cli.model_config",
     "get_training_chat_template": "tuneline.chat_templates.families",
     "is_conversational": "tuneline.data.formats",
     "is_conversational_from_value": "tuneline.data.formats",
@@ -147,6 +151,7 @@ __all__ = [
     "IterativeSFTTrainer",
     "KTOConfig",
     "KTOTrainer",
+    "ModelConfig",
     "ORPOConfig",
     "ORPOTrainer",
     "OnlineDPOConfig",
@@ -174,6 +179,8 @@ __all__ = [
     "create_reference_model",
     "extract_prompt",
     "get_dataset",
+    "get_peft_config",
+    "get_quantization_config",
     "get_training_chat_template",
     "is_conversational",
     "is_conversational_from_value",

@@ -1,9 +1,11 @@
-"""`tuneline`: a thin command line. The pipeline's commands run as `python -m flows ...` in the checkout."""
+"""`tuneline`: a thin command line. The pipeline's commands run as `python -m flows ...` in the checkout, and those
+that train one model under `accelerate`, anywhere."""
 
 import os
 import sys
 from pathlib import Path
 
+from tuneline.cli.methods import METHODS
 from tuneline.cli.parser import make_parser
 from tuneline.errors import TunelineError
 
@@ -17,8 +19,17 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    parsed = parser.parse_args(arguments)
     try:
+        if arguments[0] in METHODS:
+            from tuneline.cli.launch import launch
+
+            return launch(arguments[0], arguments[1:])
+        parsed = parser.parse_args(arguments)
+        if parsed.command == "completion":
+            from tuneline.cli.completion import completion
+
+            print(completion(parser, parsed.shell))
+            return 0
         if parsed.command == "env":
             from tuneline.cli.environment import print_environment
 

@@ -5,7 +5,10 @@ import difflib
 import re
 from typing import NoReturn
 
-STAGES = ("prepare", "sft", "reward", "dpo", "grpo", "evaluate")
+from tuneline.cli.methods import METHODS
+
+STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
+SHELLS = ("bash", "zsh")
 
 _EXAMPLES = """\
 examples:
@@ -13,6 +16,8 @@ examples:
   tuneline run configs/quickstart.yaml
   tuneline run configs/quickstart.yaml --set dpo.training.beta=0.2
   tuneline stage dpo --force
+  tuneline dpo --model_name_or_path MODEL --dataset_name DATA --output_dir OUT --accelerate_config fsdp2
+  tuneline grpo --config grpo.yaml --num_processes 4
 """
 
 
@@ -77,6 +82,11 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
 
     command("report", "Write the HTML report of the last run again, and print its path.")
     command("env", "Print versions, processors, memory and where the checkout is.")
+    completion = command("completion", "Print the completion of commands and flags for a shell.")
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
+    for name, method in METHODS.items():
+        # its options need the libraries, so `tuneline.cli.launch` reads them
+        commands.add_parser(name, help=method.help, add_help=False)
     return parser
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -54,12 +54,7 @@ class TrlParser(HfArgumentParser):
             ConfigError: a file that is not there or no mapping, or a flag or key that nothing reads.
         """
         arguments = list(sys.argv[1:] if args is None else args)
-        config = _read(path) if (path := _take_config(arguments)) else {}
-        variables = config.pop("env", {})
-        if not isinstance(variables, Mapping):
-            raise ConfigError(f"{path}: env is {variables!r}; give names and values of environment variables.")
-        os.environ.update({str(name): str(value) for name, value in variables.items()})
-        of_file = self.set_defaults_with_config(**config)
+        path, of_file = self._take_file(arguments)
         *instances, of_line = self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
         if return_remaining_strings:
             return (*instances, of_file, of_line) if separate_remaining_strings else (*instances, of_file + of_line)
@@ -68,6 +63,27 @@ class TrlParser(HfArgumentParser):
         if of_file and fail_with_unknown_args:
             raise self._unknown(str(path), of_file)
         return tuple(instances)
+
+    def words_left_over(self, args: Iterable[str]) -> tuple[list[str], list[str]]:
+        """What of the file, and of the command line, no option reads; makes no instance, so that nothing is checked."""
+        arguments = list(args)
+        _, of_file = self._take_file(arguments)
+        return of_file, self.parse_known_args(arguments)[1]
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse, without its list of all options, which is hundreds of lines here."""
+        print(f"{self.prog}: {message}. See `{self.prog} --help`.", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _take_file(self, arguments: list[str]) -> tuple[str | None, list[str]]:
+        """Read the file that `--config` names, and take it out of the arguments; gives back what nothing reads."""
+        path = _take_config(arguments)
+        config = _read(path) if path else {}
+        variables = config.pop("env", {})
+        if not isinstance(variables, Mapping):
+            raise ConfigError(f"{path}: env is {variables!r}; give names and values of environment variables.")
+        os.environ.update({str(name): str(value) for name, value in variables.items()})
+        return path, self.set_defaults_with_config(**config)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
         """Make values the defaults of their flags, those of subcommands too; gives back what no flag reads."""

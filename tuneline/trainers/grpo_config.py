@@ -35,7 +35,7 @@ class GRPOConfig(OnlineConfig):
         default="sum_then_normalize",
         metadata={"help": "sum_then_normalize, or normalize_then_sum (GDPO, arXiv:2601.05242)."},
     )
-    scale_rewards: str | bool = field(
+    scale_rewards: str = field(  # a bool too: in a union the command line would read nothing but bools
         default="group", metadata={"help": "Deviation that advantages are divided by: of the group, the batch, none."}
     )
     top_entropy_quantile: float = field(

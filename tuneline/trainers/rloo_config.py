@@ -19,7 +19,7 @@ class RLOOConfig(OnlineConfig):
     normalize_advantages: bool = field(
         default=False, metadata={"help": "Bring the advantages of a batch to mean 0 and deviation 1."}
     )
-    reward_clip_range: tuple[float, float] | list[float] | None = field(
+    reward_clip_range: list[float] | None = field(
         default=None, metadata={"help": "Bounds that rewards are clipped to, before the KL penalty."}
     )
 
