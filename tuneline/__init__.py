@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.iterative_sft_config import IterativeSFTConfig
     from tuneline.trainers.kto import KTOTrainer
     from tuneline.trainers.kto_config import KTOConfig
+    from tuneline.trainers.nash_md import NashMDTrainer
+    from tuneline.trainers.nash_md_config import NashMDConfig
     from tuneline.trainers.online_dpo import OnlineDPOTrainer
     from tuneline.trainers.online_dpo_config import OnlineDPOConfig
     from tuneline.trainers.orpo import ORPOTrainer
@@ -88,6 +90,8 @@ _HOME_OF = {
     "KTOConfig": "tuneline.trainers.kto_config",
     "KTOTrainer": "tuneline.trainers.kto",
     "ModelConfig": "tuneline.cli.model_config",
+    "NashMDConfig": "tuneline.trainers.nash_md_config",
+    "NashMDTrainer": "tuneline.trainers.nash_md",
     "ORPOConfig": "tuneline.trainers.orpo_config",
     "ORPOTrainer": "tuneline.trainers.orpo",
     "OnlineDPOConfig": "tuneline.trainers.online_dpo_config",
@@ -152,6 +156,8 @@ __all__ = [
     "KTOConfig",
     "KTOTrainer",
     "ModelConfig",
+    "NashMDConfig",
+    "NashMDTrainer",
     "ORPOConfig",
     "ORPOTrainer",
     "OnlineDPOConfig",

@@ -82,7 +82,7 @@ class TransformersEngine:
         total = sum(len(prompt.waiting) for prompt in prompts)
         num_done = 0
         if prompts:
-            with _generating(self.model):
+            with generating(self.model):
                 for rows in _Writing(self, prompts, sampling).steps():
                     for row in rows:
                         completions[row.request][row.copy] = row.completion()
@@ -284,7 +284,7 @@ class _Writing:
 
 
 @contextmanager
-def _generating(model: PreTrainedModel) -> Iterator[None]:
+def generating(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, no gradients, attention by rows; all as before afterwards.
 
     In training mode gradient checkpointing would turn the cache off.

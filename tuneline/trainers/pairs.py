@@ -64,6 +64,7 @@ class PairedTrainer(OnlineTrainer):
             raise ConfigError("both judge and reward_funcs say which completion is better; pass one of them.")
         if judge is None and reward_funcs is None and args is not None:
             reward_funcs = args.reward_model_path
+        self.judge = judge
         super().__init__(
             model=model,
             reward_funcs=reward_funcs if judge is None else JudgedRewards(judge),
