@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from benchmarks import peers
 from benchmarks.parts import Agreement, PartsComparison, PartWork, check_agreement
 from benchmarks.peers import PEERS, TRL_WITH_PPO, trl_with_ppo
-from benchmarks.ppo import _check, _parser, _workload, main
+from benchmarks.ppo import _check, _parser, _parts, _workload, main
 from benchmarks.ppo_report import AGREEMENTS, BOUNDS, comparison_of, first_step_strays, ppo_table
 from benchmarks.ppo_side import METRICS, in_order
 from benchmarks.ppo_trl import scripted_generation
@@ -186,10 +186,10 @@ def _run(**changes):
     return run | changes
 
 
-def _compared(value_function="model", **changes) -> PartsComparison:
+def _compared(**changes) -> PartsComparison:
     other = _run(loop_seconds=1.0, peak_memory=2.0**30, **changes)
     runs = {part: {"trl": [_run()], "tuneline": [other]} for part in ("steps", "update")}
-    return comparison_of(_workload_of(value_function=value_function), {"steps": PART, "update": PART}, runs)
+    return comparison_of(_workload_of(), {"steps": PART, "update": PART}, runs)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +214,11 @@ def test_sides_that_disagree_are_told(changes, told):
     assert "1 / 2.00" in text  # memory
 
 
-def test_another_value_function_need_not_have_the_same_losses():
-    assert _check(_compared("head", losses=[0.1, 0.2]), Console()) == 0
-    assert _check(_compared("head", **{"objective/kl": [0.5, 0.0]}), Console()) == 1
+def test_with_another_value_function_whole_steps_alone_are_measured():
+    assert _parts(_parser().parse_args([])) == ["steps", "update"]
+    assert _parts(_parser().parse_args(["--value-function", "head"])) == ["steps"]
+    with pytest.raises(ConfigError, match="no update that both compute alike"):
+        _parts(_parser().parse_args(["--value-function", "head", "--parts", "update"]))
 
 
 def test_one_side_alone_has_nothing_to_agree_with():
