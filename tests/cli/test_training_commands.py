@@ -66,7 +66,7 @@ def test_every_method_has_a_parser_with_the_options_of_its_configuration(method)
     assert {one.name for one in fields(config) if one.init} <= known
     assert {one.name for kind in (PeersModelConfig, PeersScriptArguments) for one in fields(kind)} <= known
     assert {"datasets", "streaming", "test_split_size"} <= known
-    assert ("reward_funcs" in known) == (method in ("ppo", "grpo", "rloo"))
+    assert ("reward_funcs" in known) == METHODS[method].takes_rewards
 
 
 def test_options_of_models_have_the_peers_names_and_defaults():
@@ -142,6 +142,22 @@ def test_rewards_are_functions_by_name_or_path_and_models(here):
     assert trainer_of("ppo", *words, "--reward_model_path", "judge").rewards.names == ["judge"]
     with pytest.raises(ConfigError, match="tuneline rloo needs a reward"):
         trainer_of("rloo", *words)
+
+
+@pytest.mark.parametrize("method", ["distillation", "gkd"])
+def test_a_teacher_is_named_by_its_option(method, here):
+    chat_model(here / "qwen")
+    data_set(here / "chats", [{"prompt": row["messages"][:1], **row} for row in conversations()])
+    words = ["--model_name_or_path", "qwen", "--dataset_name", "chats", "--teacher_model_name_or_path", "qwen"]
+    assert trainer_of(method, *words).teacher is not None
+
+
+@pytest.mark.parametrize("method", ["online-dpo", "xpo", "nash-md"])
+def test_pairs_are_drawn_and_rewarded(method, here):
+    chat_model(here / "qwen")
+    data_set(here / "prompts", prompts())
+    words = ["--model_name_or_path", "qwen", "--dataset_name", "prompts", "--reward_funcs", "think_format_reward"]
+    assert trainer_of(method, *words).rewards.names == ["think_format_reward"]
 
 
 def test_an_adapter_of_a_reward_model_keeps_the_head(here):

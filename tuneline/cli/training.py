@@ -29,10 +29,13 @@ logger = get_logger(__name__)
 # TRL's command line makes this reward with these values, and takes none.
 _REWARD_OPTIONS = {"get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256}}
 
+# Kind of model for peft, which then trains the new head whole.
+_KEEPS_A_NEW_HEAD = {"reward": "SEQ_CLS", "prm": "TOKEN_CLS"}
+
 
 @dataclass
 class OnlineScriptArguments(ScriptArguments):
-    """`ScriptArguments` of the methods that draw completions."""
+    """`ScriptArguments` of the methods that learn from rewards."""
 
     reward_model_name_or_path: str | None = field(default=None, metadata={"help": "Name or folder of a reward model."})
     reward_funcs: list[str] | None = field(
@@ -51,7 +54,7 @@ class MixtureArguments(DatasetMixtureConfig):
 def make_training_parser(method: str) -> TrlParser:
     """All options of a method."""
     chosen = METHODS[method]
-    script = OnlineScriptArguments if chosen.draws_completions else ScriptArguments
+    script = OnlineScriptArguments if chosen.takes_rewards else ScriptArguments
     types = (script, getattr(tuneline, chosen.config), ModelConfig, MixtureArguments)
     return TrlParser(types, prog=f"tuneline {method}", allow_abbrev=False)
 
@@ -104,16 +107,16 @@ def make_trainer(
         raise ConfigError(f"tuneline {method} needs a model; give --model_name_or_path.")
     args.model_init_kwargs = _loading(model) | (args.model_init_kwargs or {})
     train_dataset, eval_dataset = _rows(script, mixture, with_test=args.eval_strategy != "no")
-    if method == "reward":
-        model.lora_task_type = "SEQ_CLS"  # keeps the new head trainable
+    model.lora_task_type = _KEEPS_A_NEW_HEAD.get(method, model.lora_task_type)
     given: dict[str, Any] = {
         "model": name,
         "args": args,
         "train_dataset": train_dataset,
         "eval_dataset": eval_dataset,
         "peft_config": get_peft_config(model),
-        "quantization_config": get_quantization_config(model),
     }
+    if (quantization := get_quantization_config(model)) is not None:
+        given["quantization_config"] = quantization
     if isinstance(script, OnlineScriptArguments):
         given |= _rewards(method, script, args)
     return getattr(tuneline, chosen.trainer)(**given)
