@@ -1,6 +1,7 @@
 """`tuneline`: a thin command line. The pipeline's commands run as `python -m flows ...` in the checkout, and those
 that train one model under `accelerate`, anywhere."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -25,21 +26,38 @@ def main(argv: list[str] | None = None) -> int:
 
             return launch(arguments[0], arguments[1:])
         parsed = parser.parse_args(arguments)
-        if parsed.command == "completion":
-            from tuneline.cli.completion import completion
-
-            print(completion(parser, parsed.shell))
-            return 0
-        if parsed.command == "env":
-            from tuneline.cli.environment import print_environment
-
-            print_environment()
+        if run_here(parsed, parser):
             return 0
         run_in_checkout(find_checkout(Path.cwd()), arguments)
     except TunelineError as error:
         print(f"tuneline: {error}", file=sys.stderr)
         return 2
     return 1
+
+
+def run_here(parsed: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
+    """Run a command that needs no checkout; False for one that does. What is heavy is imported here."""
+    match parsed.command:
+        case "env":
+            from tuneline.cli.environment import print_environment
+
+            print_environment()
+        case "completion":
+            from tuneline.cli.completion import completion
+
+            print(completion(parser, parsed.shell))
+        case "convert":
+            from tuneline.cli.convert import convert
+
+            to = parsed.to.replace("-", " ") if parsed.to.endswith(("modeling", "preference")) else parsed.to
+            print(convert(parsed.source, parsed.target, to, split=parsed.split, force=parsed.force))
+        case "merge":
+            from tuneline.cli.merge import merge
+
+            print(merge(parsed.adapter, parsed.output, base=parsed.base, dtype=parsed.dtype))
+        case _:
+            return False
+    return True
 
 
 def find_checkout(start: Path) -> Path:

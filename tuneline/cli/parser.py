@@ -9,6 +9,14 @@ from tuneline.cli.methods import METHODS
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
 SHELLS = ("bash", "zsh")
+DATA_TYPES = (
+    "language-modeling",
+    "prompt-only",
+    "prompt-completion",
+    "preference",
+    "implicit-preference",
+    "unpaired-preference",
+)
 
 _EXAMPLES = """\
 examples:
@@ -82,12 +90,29 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
 
     command("report", "Write the HTML report of the last run again, and print its path.")
     command("env", "Print versions, processors, memory and where the checkout is.")
+    _add_convert(command("convert", "Write a data set as another of the types that trainers read."))
+    _add_merge(command("merge", "Write a saved adapter and its base as one model."))
     completion = command("completion", "Print the completion of commands and flags for a shell.")
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
     for name, method in METHODS.items():
         # its options need the libraries, so `tuneline.cli.launch` reads them
         commands.add_parser(name, help=method.help, add_help=False)
     return parser
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a file, a folder, or a name on a hub")
+    parser.add_argument("target", metavar="TARGET", help="a file that ends in .jsonl, .parquet or .csv")
+    parser.add_argument("--to", required=True, choices=DATA_TYPES, metavar="TYPE", help=", ".join(DATA_TYPES))
+    parser.add_argument("--split", default="train", metavar="NAME", help="the split of the source (default train)")
+    parser.add_argument("--force", action="store_true", help="write over a target that is there")
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER", help="the folder that a trainer saved to")
+    parser.add_argument("output", metavar="OUTPUT", help="a folder that is not there yet")
+    parser.add_argument("--base", metavar="MODEL", help="the model below it (default: the one that the adapter names)")
+    parser.add_argument("--dtype", default="auto", metavar="TYPE", help="such as bfloat16 (default: the base's)")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
