@@ -1,4 +1,8 @@
-"""The flow `align`: prepare, then sft, then reward, dpo and grpo, then evaluate. DVC skips what is up to date."""
+"""The flow `align`: prepare, sft, then reward, dpo and grpo, then ppo, then evaluate. DVC skips what is up to date.
+
+Which stage waits for which is DVC's to say: grpo waits for reward too where the reward model is one of its rewards, and
+ppo does not where it is none.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
