@@ -61,6 +61,7 @@ def steps(num, *more):
 def test_every_method_has_a_parser_with_the_options_of_its_configuration(method):
     parser = make_training_parser(method)
     assert parser.parse_known_args([])[1] == []  # every default is one that its flag could have
+    assert f"usage: tuneline {method}" in parser.format_help()
     known = {action.dest for action in parser._actions}
     config = getattr(tuneline, METHODS[method].config)
     assert {one.name for one in fields(config) if one.init} <= known
@@ -253,6 +254,9 @@ def test_a_configuration_is_a_name_or_a_file(tmp_path):
     assert accelerate_config_file(str(path), tmp_path, num_gpus=0, has_bf16=False) == path
     with pytest.raises(ConfigError, match=r"--accelerate_config fsdp3: did you mean fsdp2\?|did you mean fsdp1\?"):
         accelerate_config_file("fsdp3", tmp_path, num_gpus=0, has_bf16=False)
+    with pytest.raises(ConfigError, match="zero3 runs a process on each GPU, and none is visible"):
+        accelerate_config_file("zero3", tmp_path, num_gpus=0, has_bf16=False)
+    assert accelerate_config_file("single_gpu", tmp_path, num_gpus=0, has_bf16=False).is_file()
 
 
 def test_older_flags_are_those_of_today(here, caplog):

@@ -67,7 +67,7 @@ def accelerate_config_file(name: str, folder: Path, num_gpus: int, has_bf16: boo
     """The file that a name stands for, written to `folder`, or the file at a path.
 
     Raises:
-        ConfigError: neither a name nor a file.
+        ConfigError: neither a name nor a file, or a name for GPUs where there are none.
     """
     if name not in NAMED:
         if os.path.isfile(name):
@@ -77,6 +77,11 @@ def accelerate_config_file(name: str, folder: Path, num_gpus: int, has_bf16: boo
         raise ConfigError(
             f"--accelerate_config {name}: {hint}Use {', '.join(NAMED)}, or the path of a file that "
             "`accelerate config` wrote."
+        )
+    if num_gpus == 0 and name != "single_gpu":
+        raise ConfigError(
+            f"--accelerate_config {name} runs a process on each GPU, and none is visible; leave it out, or pass "
+            "--num_processes 2 for processes on the CPU."
         )
     settings = {
         "compute_environment": "LOCAL_MACHINE",
