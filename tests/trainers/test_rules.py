@@ -9,15 +9,21 @@ from transformers import Trainer, TrainingArguments
 from tuneline import (
     BCOConfig,
     CPOConfig,
+    DistillationConfig,
     DPOConfig,
+    GKDConfig,
     IterativeSFTConfig,
     KTOConfig,
+    NashMDConfig,
+    OnlineDPOConfig,
     ORPOConfig,
     PRMConfig,
     RewardConfig,
     SFTConfig,
     TPOConfig,
+    XPOConfig,
 )
+from tuneline.trainers.online_config import OnlineConfig
 
 CONFIGS = (
     SFTConfig,
@@ -46,6 +52,7 @@ def test_trainers_override_no_private_method_of_transformers():
 def test_a_config_names_its_options_once_and_explains_each():
     code = "\n".join(path.read_text() for path in SOURCES)
     inherited = {f.name for f in fields(TrainingArguments)}
+    of_online = {f.name for f in fields(OnlineConfig)}
     accepted_from_trl = {"padding_free", "pad_to_multiple_of"}  # say so in their help; rows of trees have no padding
     for config in (
         SFTConfig,
@@ -57,10 +64,15 @@ def test_a_config_names_its_options_once_and_explains_each():
         TPOConfig,
         BCOConfig,
         PRMConfig,
+        OnlineDPOConfig,
+        XPOConfig,
+        NashMDConfig,
+        DistillationConfig,
+        GKDConfig,
     ):
         for option in fields(config):
-            if option.name in inherited:
+            if option.name in inherited or (issubclass(config, OnlineConfig) and option.name in of_online):
                 continue
             assert option.metadata.get("help"), f"{config.__name__}.{option.name} has no help"
-            is_read = f"args.{option.name}" in code or f"self.{option.name}" in code
+            is_read = any(f"{holder}.{option.name}" in code for holder in ("args", "self", "config"))
             assert is_read or option.name in accepted_from_trl, f"{config.__name__}.{option.name} is read nowhere"

@@ -40,11 +40,11 @@ class TaughtTrainer(OnlineTrainer):
 
     def take_teacher(self, model: str | PreTrainedModel | None, **kwargs: Any) -> None:
         """See `Teacher`; `kwargs` are for loading one given by name."""
-        a = self.args
         if model is None:
-            model = a.teacher_model_name_or_path
+            model = self.args.teacher_model_name_or_path
         kwargs = kwargs if isinstance(model, str) else {}
-        self.teacher = Teacher(model, policy_of(self.model), a.device, a.teacher_model_init_kwargs, **kwargs)
+        init_kwargs = self.args.teacher_model_init_kwargs
+        self.teacher = Teacher(model, policy_of(self.model), self.args.device, init_kwargs, **kwargs)
 
     def has_reference(self, args: Any) -> bool:
         return False

@@ -343,13 +343,13 @@ class OnlineTrainer(BaseTrainer):
         loss = torch.zeros((), device=self.args.device)
         if scored:
             experience = make_experience(scored).to(self.args.device)
-            num_items = torch.as_tensor(self.num_items(experience)).clamp(min=1)
-            self.step_num_items, self.step_num_targets = num_items, experience.num_targets.clamp(min=1)
+            num_items = torch.as_tensor(self.num_items(experience))  # 0 where nothing can be learned
+            self.step_num_items, self.step_num_targets = num_items.clamp(min=1), experience.num_targets.clamp(min=1)
             self.count_step([experience])
             with torch.no_grad(), self.compute_loss_context_manager():
                 losses = self.loss(model, experience)
             self.record({"loss": (losses.sum(), num_items)})
-            loss = losses.sum() / num_items
+            loss = losses.sum() / num_items.clamp(min=1)
         self.agree_on_metrics()
         return loss, None, None
 
