@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from tuneline.trainers.sft_config import SFTConfig
     from tuneline.trainers.tpo import TPOTrainer
     from tuneline.trainers.tpo_config import TPOConfig
+    from tuneline.trainers.win_rate import WinRateCallback
     from tuneline.trainers.xpo import XPOTrainer
     from tuneline.trainers.xpo_config import XPOConfig
 
@@ -110,6 +111,7 @@ _HOME_OF = {
     "TPOConfig": "tuneline.trainers.tpo_config",
     "TPOTrainer": "tuneline.trainers.tpo",
     "TrlParser": "tuneline.cli.trl_parser",
+    "WinRateCallback": "tuneline.trainers.win_rate",
     "XPOConfig": "tuneline.trainers.xpo_config",
     "XPOTrainer": "tuneline.trainers.xpo",
     "add_response_schema": "tuneline.chat_templates.responses",
@@ -176,6 +178,7 @@ __all__ = [
     "TPOConfig",
     "TPOTrainer",
     "TrlParser",
+    "WinRateCallback",
     "XPOConfig",
     "XPOTrainer",
     "__version__",
