@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
@@ -87,9 +90,11 @@ def run(setting: Setting, seed: int = 0) -> Outcome:
         trainer = make_trainer(setting, model, ref_logps, output_dir=folder, seed=seed)
         trainer.add_callback(_Curve(model, task, best_logps, curve))
         begun = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - begun
-    return Outcome(setting, all_logps(model, task), ref_logps, best_logps, predicted(setting), seconds, curve)
+        with _one_thread():
+            trainer.train()
+            seconds = time.perf_counter() - begun
+            expected_logps = predicted(setting)
+    return Outcome(setting, all_logps(model, task), ref_logps, best_logps, expected_logps, seconds, curve)
 
 
 def make_trainer(setting: Setting, model: PreTrainedModel, ref_logps: Tensor, **options: Any) -> Any:
@@ -109,6 +114,17 @@ def make_trainer(setting: Setting, model: PreTrainedModel, ref_logps: Tensor, **
     trainer = trainer_class(model=model, args=args, train_dataset=rows, processing_class=task.tokenizer, **given)
     trainer.collector.engine.batch_size = args.per_device_train_batch_size  # completions are short: write all at once
     return trainer
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads wait for each other longer than these products take, ten times where the cores are shared."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 class PenalizedRollouts:
