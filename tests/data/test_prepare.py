@@ -178,7 +178,7 @@ def test_synthetic_problems_are_prepared_without_a_common_one(tmp_path):
     options = {"name": "test", "model": {"init": INIT}, "prepare": {**of, "eval_fraction": 0.1}}
     prepared, *_ = run(PipelineConfig.model_validate(options), tmp_path)
     summary = json.loads((prepared / "summary.json").read_text())
-    assert summary["sources"]["test"]["from"] == {"synthetic": {"num_rows": 20, "noise": 0.0}}
+    assert summary["sources"]["test"]["from"] == {"synthetic": {"num_rows": 20, "noise": 0.0, "slips": 0.0}}
     for source in summary["sources"].values():
         assert source["counts"]["overlapping"] == source["counts"]["duplicates"] == 0
     assert {"prompt", "solution", "task"} == set(read(prepared / "test.parquet")[0])
