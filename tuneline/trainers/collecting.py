@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tuneline.advantages import combine_rewards, has_spread
 from tuneline.environments import Interaction
+from tuneline.memory import give_back_memory
 from tuneline.models.layouts import policy_of
 from tuneline.rewards.calling import Pending, RewardFunctions, Scores
 from tuneline.rollout.protocol import RolloutEngine
@@ -119,6 +120,7 @@ class Collector:
         policy.train(was_training)
         for one in scored:
             one.by_target["sampler_logprobs"] = sampler_logprobs(one.rollout, self.trainer.sampling.cuts_support)
+        give_back_memory()  # the caches of generation would lie beside what training needs
 
     def record_rollouts(self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor) -> None:
         """The metrics of a generation; `rewards` (rollouts, functions) and `group_ids` are of all processes."""
