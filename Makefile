@@ -55,7 +55,7 @@ types: $(INSTALLED)  ## mypy
 	@$(BIN)/mypy
 
 bench: $(INSTALLED)  ## speed and memory side by side with TRL
-	@for method in sft reward dpo generation grpo; do $(BIN)/python -m benchmarks $$method || exit 1; done
+	@$(BIN)/python -m benchmarks all
 
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
