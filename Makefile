@@ -60,7 +60,7 @@ bench: $(INSTALLED)  ## speed and memory side by side with TRL
 lock:  ## resolve pyproject.toml anew into requirements.lock
 	@rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
 	@.lock-venv/bin/python -m pip install --quiet 'torch==2.13.0'
-	@.lock-venv/bin/python -m pip install --quiet '.[pipeline,dev,math]'
+	@.lock-venv/bin/python -m pip install --quiet '.[pipeline,dev,math,storage]'
 	@{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --all --exclude tuneline --exclude pip | sed 's/^\(torch==[0-9.]*\)+cpu/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .lock-venv
 
