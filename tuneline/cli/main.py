@@ -55,9 +55,37 @@ def run_here(parsed: argparse.Namespace, parser: argparse.ArgumentParser) -> boo
             from tuneline.cli.merge import merge
 
             print(merge(parsed.adapter, parsed.output, base=parsed.base, dtype=parsed.dtype))
+        case "chat":
+            _chat(parsed)
         case _:
             return False
     return True
+
+
+def _chat(parsed: argparse.Namespace) -> None:
+    from tuneline.cli.chat import chat, model_folder
+    from tuneline.cli.speaker import ChatSettings
+
+    try:
+        checkout = find_checkout(Path.cwd())
+    except TunelineError:
+        checkout = None
+    models = [model_folder(name, checkout) for name in parsed.models]
+    reward_model = parsed.reward_model
+    if reward_model is None and models != parsed.models and checkout is not None:
+        reward_model = str(checkout / "models" / "reward")
+        reward_model = reward_model if (Path(reward_model) / "config.json").is_file() else None
+    elif reward_model is not None:
+        reward_model = None if reward_model == "none" else model_folder(reward_model, checkout)
+    settings = ChatSettings(parsed.max_new_tokens, parsed.temperature, parsed.top_p, parsed.top_k, parsed.seed)
+    chat(
+        models,
+        settings=settings,
+        system=parsed.system,
+        reward_model=reward_model,
+        dtype=parsed.dtype,
+        device=parsed.device,
+    )
 
 
 def find_checkout(start: Path) -> Path:

@@ -6,6 +6,7 @@ import re
 from typing import NoReturn
 
 from tuneline.cli.methods import METHODS
+from tuneline.cli.parser_models import add_chat
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
 SHELLS = ("bash", "zsh")
@@ -92,6 +93,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     command("env", "Print versions, processors, memory and where the checkout is.")
     _add_convert(command("convert", "Write a data set as another of the types that trainers read."))
     _add_merge(command("merge", "Write a saved adapter and its base as one model."))
+    add_chat(command("chat", "Talk with models of the line, or any other, in the terminal."))
     completion = command("completion", "Print the completion of commands and flags for a shell.")
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
     for name, method in METHODS.items():
