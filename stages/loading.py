@@ -68,14 +68,14 @@ def load_params(path: Path) -> PipelineConfig:
 def write_params(config: PipelineConfig, path: Path = Path("params.yaml")) -> None:
     """Make a config the active one: written aside and renamed; a file that says the same already is left alone."""
     settings = config.model_dump(mode="json")
-    if path.is_file() and yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) == settings:
+    if path.is_file() and yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader) == settings:
         return
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.write_text(_HEADER + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(aside, path)
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """YAML 1.2's plain values, as DVC reads them: 1e-5 is a number, `no` and `on` are words. A name stands once."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - pyyaml's own
@@ -96,12 +96,12 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
     ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give the path of a pipeline's YAML.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -123,7 +123,7 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals or not all(dotted.split(".")):
         raise ConfigError(f"--set {text}: give it as section.name=value, such as dpo.training.beta=0.2.")
     try:
-        return dotted.strip(), yaml.load(value, Loader=_Loader)
+        return dotted.strip(), yaml.load(value, Loader=YamlLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is no valid YAML: {' '.join(str(error).split())}") from None
 
