@@ -1,8 +1,8 @@
 """evaluate: every policy of the line on the test prompts, and the reward model on held-out pairs. One process.
 
 Written to reports/evaluate: `metrics.json`; in `files/` the `figures`, `evaluation.json` (what the report
-shows), `samples.json` (completions side by side) and `completions.parquet` (all of them). The same seed gives the same
-bytes.
+shows), `samples.json` (completions side by side), `completions.parquet` (all of them), and `items.jsonl` with
+`held_out.json` (results item by item; see `stages.evaluate_items`). The same seed gives the same bytes.
 
 Metrics, where POLICY is `sft`, `dpo`, `ppo` or `grpo`; those marked * have a 95 % interval, `NAME_low` to `NAME_high`:
 

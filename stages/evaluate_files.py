@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.evaluate_items import write_items
 from tuneline.data.storage import write_parquet
 from tuneline.evaluation import figures
 from tuneline.evaluation.intervals import Interval
@@ -75,6 +76,7 @@ def write_results(
     _write_json(files / "evaluation.json", _without_nan(record))
     _write_json(files / "samples.json", _samples(prompts, answers, settings["num_side_by_side"]))
     write_parquet({files / "completions.parquet": _rows(prompts, answers)})
+    write_items(files, prompts, answers, settings)
     for name, svg in _draw(answers, measures, by_task, best_of_n, pairs, baseline_name).items():
         (files / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
     return metrics
