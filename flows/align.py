@@ -4,6 +4,8 @@ Which stage waits for which is DVC's to say: grpo waits for reward too where the
 ppo does not where it is none.
 """
 
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from prefect.states import State
 
 from stages.loading import load_config, load_params, write_params
 from stages.supervise import stage_lock, start_again, stop_all
+from tasks.again import command_to_go_on
 from tasks.dead_runs import noted
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
@@ -60,7 +63,8 @@ def align(
     with run_lock, noted(folder, str(flow_run.id)):
         if config is not None:
             write_params(load_config(config, overrides or [], root=folder), folder / PARAMS_FILE)
-        line = Line(folder, force=force, retries=retries, retry_delay=retry_delay)
+        again = command_to_go_on(config, overrides or [], only)
+        line = Line(folder, force=force, retries=retries, retry_delay=retry_delay, again=again)
         try:
             line.run([plan for plan in plan_stages(folder) if only is None or plan.name in only], parallel)
         except BaseException as error:
@@ -78,16 +82,18 @@ def _say_that_it_waits(message: str) -> None:
 class Line:
     """The stages of one run: what is done, and what is left."""
 
-    def __init__(self, root: Path, *, force: bool, retries: int, retry_delay: float) -> None:
+    def __init__(self, root: Path, *, force: bool, retries: int, retry_delay: float, again: str = "") -> None:
         self.root = root
         self.settings = load_params(root / PARAMS_FILE).model_dump(mode="json")
         self.started = datetime.now(UTC)
         self._title = str(flow_run.name or "")
         self._retries = retries
         self._force = force
+        self._again = again
         delays = [min(retry_delay * 2**n, MAX_DELAY_SECONDS) for n in range(retries)]
         self._task = run_stage.with_options(retries=retries, retry_delay_seconds=delays)
         self._states: dict[str, StageSummary] = {}
+        self._began: dict[str, float] = {}
         self._parent = ParentRun(root, self.settings)
 
     def run(self, plans: list[StagePlan], parallel: bool) -> None:
@@ -109,7 +115,8 @@ class Line:
     def _run_together(self, plans: list[StagePlan]) -> None:
         started = []
         for plan in plans:
-            self._states[plan.name] = StageSummary(plan.name, "failed", 0.0)  # until it has ended well
+            self._began[plan.name] = time.monotonic()
+            self._states[plan.name] = StageSummary(plan.name, "stopped", 0.0)  # until it has ended
             arguments = dict(root=str(self.root), up_to_date=self._is_known_up_to_date(plan), force=self._force)
             arguments |= dict(parent_run=self._parent.id, flow_run=str(flow_run.id or ""), tries=1 + self._retries)
             if len(plans) == 1:  # in this thread, which is the one that signals reach
@@ -130,7 +137,7 @@ class Line:
         try:
             self._states[name] = state.result()
         except StageFailure as failure:
-            self._states[name] = StageSummary(name, "failed", failure.seconds)
+            self._states[name] = StageSummary(name, "failed", failure.seconds, error=str(failure))
             raise
 
     def _is_known_up_to_date(self, plan: StagePlan) -> bool:
@@ -139,7 +146,14 @@ class Line:
         return plan.up_to_date and not made_anew and not self._force
 
     def finish(self, error: BaseException | None) -> None:
-        """Keeps the record, writes the report and closes MLflow's run; a run that changed nothing leaves none."""
+        """Keeps the record, writes the report and closes MLflow's run; a run that changed nothing leaves none.
+
+        Args:
+            error: what ended the run early; None when it came to its end.
+        """
+        for name, state in self._states.items():
+            if state.state == "stopped":
+                self._states[name] = replace(state, seconds=round(time.monotonic() - self._began[name], 2))
         run = RunSummary(
             name=str(self.settings["name"]),
             config=self.settings,
@@ -148,12 +162,19 @@ class Line:
             finished=datetime.now(UTC),
             flow_run=self._title,
             parent_run=self._parent.id,
+            stopped=_in_words(error) if error is not None and not isinstance(error, StageFailure) else "",
+            again=self._again,
         )
         if run.all_cached:
             self._parent.discard()
             return
         add_to_history(self.root, run)
         save_last_run(self.root, run)
-        stopped = error is not None and not isinstance(error, StageFailure)
-        report = None if stopped else try_to_write_report(self.root, run)
-        self._parent.close(run, report)
+        self._parent.close(run, try_to_write_report(self.root, run))
+
+
+def _in_words(error: BaseException) -> str:
+    """What ended a run that did not end by itself."""
+    if isinstance(error, KeyboardInterrupt):
+        return "a signal (Ctrl-C, or a request to end)"
+    return ": ".join(filter(None, [type(error).__name__, str(error)]))

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import urllib.error
 import urllib.request
 from importlib import import_module
@@ -15,6 +14,7 @@ from flows.server import start_temporary_server
 from flows.settings import has_prefect_server
 from flows.terminal import print_end
 from stages.loading import load_config, load_params, write_params
+from tasks.again import command_to_go_on
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, plan_stages
 from tasks.summary import cached_summary, load_last_run
@@ -119,7 +119,4 @@ def _last_record(root: Path) -> str:
 
 def _again(parameters: dict[str, Any]) -> str:
     """The command that goes on with this run."""
-    if parameters["config"] is None:
-        return shlex.join(["tuneline", "stage", *parameters["only"]])
-    changes = [part for change in parameters["overrides"] for part in ("--set", change)]
-    return shlex.join(["tuneline", "run", parameters["config"], *changes])
+    return command_to_go_on(parameters["config"], parameters["overrides"], parameters["only"])

@@ -13,7 +13,14 @@ from tasks.publishing import REPORT
 from tasks.summary import RunSummary, headline
 from tasks.tracking import tracking_uri
 
-_STYLES = {"ran": "green", "cached": "dim", "failed": "bold red", "not started": "dim", "off": "dim"}
+_STYLES = {
+    "ran": "green",
+    "cached": "dim",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "not started": "dim",
+    "off": "dim",
+}
 
 
 def print_end(root: Path, console: Console, run: RunSummary) -> None:
@@ -39,7 +46,7 @@ def stage_table(root: Path, run: RunSummary) -> Table:
     table.add_column("Key metrics", overflow="fold")
     for stage in run.stages:
         state = stage.shown_state
-        took = in_words(stage.seconds) if state in ("ran", "failed") else "-"
+        took = in_words(stage.seconds) if state in ("ran", "failed", "stopped") else "-"
         if state == "cached" and stage.name in past:
             state_text = f"cached (took {in_words(past[stage.name].seconds)})"
         else:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from stages.off import why_off
 from tuneline.errors import TunelineError
 
-StageState = Literal["ran", "cached", "failed", "not started"]
+StageState = Literal["ran", "cached", "failed", "stopped", "not started"]
 LAST_RUN = Path(".work/last_run.json")
 
 
@@ -25,6 +25,8 @@ class StageSummary:
     """What reports/NAME/metrics.json holds."""
     off: str = ""
     """Why the config turns the stage off; empty for one that has something to do."""
+    error: str = ""
+    """What a failed stage told: the reason, or the end of its log."""
 
     @property
     def shown_state(self) -> str:
@@ -45,6 +47,10 @@ class RunSummary:
     """Prefect's name of the run."""
     parent_run: str = ""
     """MLflow's id of the run; empty when nothing was recomputed or MLflow could not be reached."""
+    stopped: str = ""
+    """What stopped the run before its end; empty for one that ended by itself, well or not."""
+    again: str = ""
+    """The command that goes on with the run, or repeats it."""
 
     @property
     def seconds(self) -> float:
@@ -52,7 +58,7 @@ class RunSummary:
 
     @property
     def failed(self) -> bool:
-        return any(stage.state == "failed" for stage in self.stages)
+        return any(stage.state in ("failed", "stopped") for stage in self.stages)
 
     @property
     def all_cached(self) -> bool:

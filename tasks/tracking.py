@@ -77,7 +77,7 @@ class ParentRun:
         if report is not None:
             client.log_artifact(self.id, str(report))
         finished = all(stage.state in ("ran", "cached") for stage in run.stages)
-        client.set_terminated(self.id, "FINISHED" if finished else "FAILED")
+        client.set_terminated(self.id, "KILLED" if run.stopped else "FINISHED" if finished else "FAILED")
 
     def _lineage(self, client: Any) -> Iterator[tuple[str, str]]:
         """Tags that lead to the stages' runs, to what DVC has of each model, and to its registered version."""
