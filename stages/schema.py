@@ -8,7 +8,9 @@ these classes (`stages.known_fields`) and not restated here.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import ConfigDict, Field, computed_field, model_validator
+
+from stages.schema_base import Count, FilePath, Name, Section, is_local
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
 TRAINING_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
@@ -16,23 +18,6 @@ ONLINE_STAGES = ("ppo", "grpo")
 REWARD_MODEL = "models/reward"
 MOST_REWARD_PATHS = 4
 NO_FILE = "requirements.lock"  # every stage depends on it, so naming it once more changes nothing
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
-Count = Annotated[int, Field(ge=1)]
-FilePath = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
-
-_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz", ".parquet", ".csv", ".jinja", ".yaml", ".yml")
-
-
-def is_local(path: str) -> bool:
-    """Whether a path means a file or folder, and not a name on the hub."""
-    return path.startswith(("/", "./", "../")) or path.endswith(_FILE_SUFFIXES) or Path(path).exists()
-
-
-class Section(BaseModel):
-    """Base of all sections: nothing unknown, no conversion from one type to another, nothing changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class ModelInit(Section):

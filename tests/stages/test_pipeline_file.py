@@ -20,6 +20,7 @@ PLUMBING = {
     "stages/known_fields.py",
     "stages/loading.py",
     "stages/schema.py",
+    "stages/schema_base.py",
     "stages/settings_errors.py",
     "stages/storage.py",
     "stages/supervise.py",
