@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TextIO
 
 from stages.context import USER_ERROR_FILE, WORK
+from stages.costs import held_gpus, noted_cost
 from stages.identity import Identity, output_hashes, stage_identity
 from stages.launch import launch_command
 from stages.loading import load_params
 from stages.off import write_nothing
-from stages.schema import STAGES, TRAINING_STAGES, PipelineConfig, TrainingSection
+from stages.schema import STAGES, TRAINING_STAGES, Launch, PipelineConfig, TrainingSection
 from stages.storage import sync_tree
 from stages.supervise import crash_point, die_with_parent, own_by_dvc, owner_env, run_guarded, stage_lock, watch_owner
 from stages.tracking import StageRun, replay_pending
@@ -82,7 +83,9 @@ def run_stage(name: str, root: Path, config: PipelineConfig, lock: int, *, may_f
     tracked = StageRun(name, config, identity, work)
     with tracked.live():
         if not _is_done(work):
-            code = _launch(name, config, work, lock)
+            num_gpus = 0 if name == "prepare" else held_gpus(_launch_options(name, config))
+            with noted_cost(work.parent, identity.key, num_gpus) as this_try:
+                code = this_try.exit_code = _launch(name, config, work, lock)
             if code != 0:
                 tracked.fail()
                 return 2 if (work / USER_ERROR_FILE).is_file() else 1
@@ -114,8 +117,7 @@ def _work_folder(name: str, config: PipelineConfig, identity: Identity) -> Path:
 
 
 def _launch(name: str, config: PipelineConfig, work: Path, lock: int) -> int:
-    section = getattr(config, name)
-    launch = section.launch if isinstance(section, TrainingSection) else None
+    launch = _launch_options(name, config)
     if launch is None:  # goes on from nothing; what a killed run left is no use
         for folder in ("final", "report"):
             shutil.rmtree(work / folder, ignore_errors=True)
@@ -146,6 +148,11 @@ def _launch(name: str, config: PipelineConfig, work: Path, lock: int) -> int:
         except StageError as error:  # over its time: a retry goes on from the last checkpoint
             on_line(f"error: {error}")
             return 1
+
+
+def _launch_options(name: str, config: PipelineConfig) -> Launch | None:
+    section = getattr(config, name)
+    return section.launch if isinstance(section, TrainingSection) else None
 
 
 _QUIET = {
