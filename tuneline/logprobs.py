@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from tuneline.attention import Segments, reading_trees
 from tuneline.heads import AnyQuestion, Objective, Question, TargetHead, leave_out_of_support
 from tuneline.losses.sft import dft_loss, nll_loss
-from tuneline.models.layouts import output_head, pad_token_id
+from tuneline.models.layouts import output_head
+from tuneline.models.padded import padded_inputs, takes_logits_to_keep
 from tuneline.products import fill_up
-from tuneline.trees import PromptTrees, pad_out
+from tuneline.trees import PromptTrees
 
 
 class TargetLogprobs(NamedTuple):
@@ -98,9 +99,12 @@ def ask_head(
 def _padded_logprobs(
     model: nn.Module, call: Callable[..., Any], trees: PromptTrees, question: Question, router: dict[str, bool]
 ) -> TargetLogprobs:
-    rows = pad_out(trees, pad_token_id(model))
-    output = call(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **router)
-    raw = output.logits[rows.target_rows, rows.target_columns].float()  # (targets, vocab)
+    rows, inputs = padded_inputs(model, trees)
+    columns = rows.target_columns
+    if takes_logits_to_keep(model):  # prompts, and the images in them, do not go through the head
+        inputs["logits_to_keep"], columns = columns.unique(return_inverse=True)
+    output = call(**inputs, **router)
+    raw = output.logits[rows.target_rows, columns].float()  # (targets, vocab)
     scaled = raw / question.temperature
     if question.support is not None:
         scaled = scaled.clone()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from tuneline.tree_images import TreeImages
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -52,6 +54,7 @@ class PromptTrees:
     columns: Mapping[str, Tensor] = field(
         default_factory=dict
     )  # what else travels with the batch, one value a tree or sequence
+    images: TreeImages | None = None  # beside the text, for models that read padded rows
 
     @property
     def num_sequences(self) -> int:
@@ -71,17 +74,20 @@ class PromptTrees:
         return int(self.tree_ids[-1]) + 1 if len(self.tree_ids) else 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptTrees:
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if f.name != "columns"
-        }
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.layout().items()}
         columns = {name: column.to(device, non_blocking=non_blocking) for name, column in self.columns.items()}
-        return replace(self, **moved, columns=columns)
+        images = None if self.images is None else self.images.to(device, non_blocking=non_blocking)
+        return replace(self, **moved, columns=columns, images=images)
 
     def pin_memory(self) -> PromptTrees:
-        pinned = {f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.name != "columns"}
-        return replace(self, **pinned, columns={name: column.pin_memory() for name, column in self.columns.items()})
+        pinned = {name: tensor.pin_memory() for name, tensor in self.layout().items()}
+        columns = {name: column.pin_memory() for name, column in self.columns.items()}
+        images = None if self.images is None else self.images.pin_memory()
+        return replace(self, **pinned, columns=columns, images=images)
+
+    def layout(self) -> dict[str, Tensor]:
+        """The tensors that lay out the text, by name: all but `columns` and `images`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("columns", "images")}
 
     def first(self, num_trees: int) -> PromptTrees:
         """The first trees of the row, at least one; columns must have one value a tree or sequence."""
@@ -100,6 +106,7 @@ class PromptTrees:
             sequence_lengths=self.sequence_lengths[:num_sequences],
             tree_ids=self.tree_ids[:num_sequences],
             columns={name: column[: kept[len(column)]] for name, column in self.columns.items()},
+            images=None if self.images is None else self.images.first(num_trees),
         )
 
     def filled_to(self, num_tokens: int) -> PromptTrees:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from tuneline.attention import Segments, reading_trees
 from tuneline.heads import ScoreHead, TargetHead
 from tuneline.models.adapters import active_adapter
-from tuneline.models.layouts import base_model, output_head, pad_token_id, score_head
+from tuneline.models.layouts import base_model, output_head, score_head
+from tuneline.models.padded import padded_inputs
 from tuneline.products import fill_up
-from tuneline.trees import PromptTrees, pad_out
+from tuneline.trees import PromptTrees
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ def reading(
         segments: of a pass of the same row that reads the same positions, whose plan is shared.
     """
     if not reads_trees(model):
-        rows = pad_out(trees, pad_token_id(model))
-        at = sequence_ids * rows.input_ids.shape[1] + trees.position_ids[0, positions]
-        return Reading({"input_ids": rows.input_ids, "attention_mask": rows.attention_mask, "use_cache": False}, at)
+        rows, inputs = padded_inputs(model, trees)
+        return Reading(inputs, sequence_ids * rows.input_ids.shape[1] + trees.position_ids[0, positions])
     trees = fill_up(trees)
     if segments is None:
         segments = Segments(trees.segments, trees.num_tokens, read=positions.unique())

@@ -7,11 +7,11 @@ else is in the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Request:
     prompt_ids: Sequence[int]
     seeds: Sequence[int]  # each below 2**63; all that is random in a completion comes from its seed
     max_new_tokens: int | None = None  # fewer than the sampling's, where a conversation has less room left
+    images: Mapping[str, Tensor] | None = None  # of the prompt, as keywords that the model's forward reads
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Rollout:
         support: as in `Completion`, an empty list where the environment wrote; None where none was cut.
         messages: the conversation after the prompt, where there were turns; None for a single completion.
         columns: what an environment or a rollout function adds for the reward functions, by name.
+        images: of the prompt, as in `Request`; one object for all rollouts of a prompt.
     """
 
     prompt_ids: list[int]
@@ -106,6 +108,7 @@ class Rollout:
     support: list[list[int]] | None = None
     messages: list[dict[str, Any]] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Tensor] | None = None
 
 
 def rollout_seed(*key: int | str) -> int:

@@ -5,7 +5,7 @@ A group's completions are the branches of one tree, so that their prompt is comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tuneline.rollout.protocol import Rollout
+from tuneline.tree_images import TreeImages
 from tuneline.trees import Branch, PromptTrees, Tree, lay_out
 
 
@@ -53,16 +54,21 @@ class Experience:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         trees, by_target = own.pop("trees"), own.pop("by_target")
         tensors = {name: value for name, value in own.items() if value is not None}
-        tensors |= {f"trees.{f.name}": getattr(trees, f.name) for f in fields(trees) if f.name != "columns"}
+        tensors |= {f"trees.{name}": value for name, value in trees.layout().items()}
+        if trees.images is not None:
+            tensors |= {f"images.{name}": value for name, value in trees.images.tensors().items()}
         return tensors | {f"by_target.{name}": value for name, value in by_target.items()}
 
     @classmethod
     def from_state_dict(cls, tensors: dict[str, Tensor]) -> Experience:
-        parts: dict[str, dict[str, Tensor]] = {"": {}, "trees": {}, "by_target": {}}
+        parts: dict[str, dict[str, Tensor]] = {"": {}, "trees": {}, "images": {}, "by_target": {}}
         for name, value in tensors.items():
             part, _, own = name.rpartition(".")
             parts[part][own] = value
-        return cls(trees=PromptTrees(**parts["trees"]), by_target=parts["by_target"], **parts[""])  # type: ignore[arg-type]
+        trees = PromptTrees(**parts["trees"])  # type: ignore[arg-type]
+        if parts["images"]:
+            trees = replace(trees, images=TreeImages.from_tensors(parts["images"], len(trees)))
+        return cls(trees=trees, by_target=parts["by_target"], **parts[""])  # type: ignore[arg-type]
 
 
 @dataclass
@@ -88,15 +94,19 @@ class ScoredRollout:
 
 
 def lay_out_rollouts(rollouts: Sequence[Rollout]) -> PromptTrees:
-    """Rollouts of one prompt that follow one another share a tree."""
+    """Rollouts of one prompt, with one set of images, that follow one another share a tree."""
     trees: list[Tree] = []
+    images: list[Mapping[str, Tensor]] = []
     for rollout in rollouts:
-        branch = Branch(rollout.completion_ids, rollout.is_target)
-        if trees and list(trees[-1].prompt_ids) == list(rollout.prompt_ids):
+        branch, own = Branch(rollout.completion_ids, rollout.is_target), rollout.images or {}
+        is_same = trees and (images[-1] is own or not (images[-1] or own))
+        if is_same and list(trees[-1].prompt_ids) == list(rollout.prompt_ids):
             trees[-1] = Tree(trees[-1].prompt_ids, [*trees[-1].branches, branch])
         else:
             trees.append(Tree(rollout.prompt_ids, [branch]))
-    return lay_out(trees)
+            images.append(own)
+    row = lay_out(trees)
+    return replace(row, images=TreeImages(images)) if any(images) else row
 
 
 def support_of(rollouts: Sequence[Rollout]) -> Tensor | None:
