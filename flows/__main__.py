@@ -47,6 +47,17 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.showing import rewrite_report
 
                 return rewrite_report(root, console)
+            case "server":
+                from flows.serving import print_client_env, serve
+
+                if not arguments.env:
+                    serve(root, arguments.port)
+                print_client_env(arguments.port)
+                return 0
+            case "gpus" | "notify":
+                from flows.deployments import run_server_command
+
+                return run_server_command(root, console, arguments)
             case "env":
                 from tuneline.cli.environment import print_environment
 

@@ -4,17 +4,22 @@ Which stage waits for which is DVC's to say: grpo waits for reward too where the
 ppo does not where it is none.
 """
 
+import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import State
+from pydantic import Field
 
-from stages.loading import load_config, load_params, write_params
+from flows.settings import TEMPORARY_SERVER, apply_stage_settings
+from stages.launch import gpus_of_machine, num_gpus
+from stages.loading import check_settings, load_config, load_params, write_params
+from stages.schema import PipelineConfig, TrainingSection
 from stages.supervise import stage_lock, start_again, stop_all
 from tasks.again import command_to_go_on
 from tasks.dead_runs import noted
@@ -22,33 +27,41 @@ from tasks.display import display
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import add_to_history
 from tasks.publishing import try_to_write_report
+from tasks.regression import tell_of_regression
 from tasks.stage import StageFailure, run_stage
 from tasks.summary import RunSummary, StageSummary, save_last_run
 from tasks.tracking import ParentRun
+from tuneline.errors import ConfigError
 
 MAX_DELAY_SECONDS = 600
 
 
 def _name_of_run() -> str:
-    config = flow_run.parameters.get("config")
-    return f"{Path(config).stem if config else 'align'} {datetime.now():%Y-%m-%d %H:%M:%S}"
+    config, settings = (flow_run.parameters.get(name) for name in ("config", "settings"))
+    if isinstance(settings, dict):
+        settings = settings.get("name")
+    elif isinstance(settings, PipelineConfig):
+        settings = settings.name
+    return f"{Path(config).stem if config else settings or 'align'} {datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
 @flow(name="align", flow_run_name=_name_of_run, persist_result=False)
 def align(
     config: str | None = None,
+    settings: PipelineConfig | None = None,
     overrides: list[str] | None = None,
     only: list[str] | None = None,
     force: bool = False,
     parallel: bool = False,
-    retries: int = 2,
-    retry_delay: float = 10.0,
+    retries: Annotated[int, Field(ge=0)] = 2,
+    retry_delay: Annotated[float, Field(ge=0)] = 10.0,
     root: str = ".",
 ) -> None:
     """Brings every stage of the line up to date.
 
     Args:
         config: A pipeline's YAML; null takes the settings of the last run, from params.yaml.
+        settings: A pipeline's settings, instead of a file that holds them.
         overrides: Changes to it, such as `dpo.training.beta=0.2`.
         only: Stages to run; null takes all.
         force: Run them even if they are up to date.
@@ -56,13 +69,18 @@ def align(
         retries: Tries after a failed one; errors that the user has to mend are not tried again.
         retry_delay: Seconds before the first retry; each further one waits twice as long.
         root: The checkout.
+
+    Raises:
+        ConfigError: the settings are wrong, or come both from a file and with the run.
     """
     folder = Path(root).absolute()
+    apply_stage_settings()  # for runs that a worker starts; `tuneline run` has done so already
+    chosen = _chosen_settings(config, settings, overrides or [], folder)
     start_again()
     run_lock = stage_lock(folder / ".work" / "run.lock", _say_that_it_waits)
     with run_lock, noted(folder, str(flow_run.id)):
-        if config is not None:
-            write_params(load_config(config, overrides or [], root=folder), folder / PARAMS_FILE)
+        if chosen is not None:
+            write_params(chosen, folder / PARAMS_FILE)
         again = command_to_go_on(config, overrides or [], only)
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay, again=again)
         try:
@@ -72,6 +90,20 @@ def align(
             line.finish(error)
             raise
         line.finish(None)
+
+
+def _chosen_settings(
+    config: str | None, settings: PipelineConfig | None, overrides: list[str], root: Path
+) -> PipelineConfig | None:
+    """The settings of this run; None for those of the last one."""
+    if settings is None:
+        if config is None and overrides:
+            raise ConfigError("overrides change a config or settings, and neither is given; name one.")
+        return load_config(config, overrides, root=root) if config is not None else None
+    if config is not None:
+        raise ConfigError(f"config={config!r} and settings are both given; leave one of them out.")
+    given = settings.model_dump(mode="json", exclude_unset=True, exclude={"files"})
+    return check_settings(given, overrides, root, source="the settings of this run")
 
 
 def _say_that_it_waits(message: str) -> None:
@@ -84,7 +116,8 @@ class Line:
 
     def __init__(self, root: Path, *, force: bool, retries: int, retry_delay: float, again: str = "") -> None:
         self.root = root
-        self.settings = load_params(root / PARAMS_FILE).model_dump(mode="json")
+        self._config = load_params(root / PARAMS_FILE)
+        self.settings = self._config.model_dump(mode="json")
         self.started = datetime.now(UTC)
         self._title = str(flow_run.name or "")
         self._retries = retries
@@ -119,6 +152,7 @@ class Line:
             self._states[plan.name] = StageSummary(plan.name, "stopped", 0.0)  # until it has ended
             arguments = dict(root=str(self.root), up_to_date=self._is_known_up_to_date(plan), force=self._force)
             arguments |= dict(parent_run=self._parent.id, flow_run=str(flow_run.id or ""), tries=1 + self._retries)
+            arguments |= dict(gpus=self._gpus_of(plan.name))
             if len(plans) == 1:  # in this thread, which is the one that signals reach
                 self._take(plan.name, self._task(plan.name, **arguments, return_state=True))
             else:
@@ -132,6 +166,15 @@ class Line:
                 failures.append(failure)
         if failures:
             raise failures[0]
+
+    def _gpus_of(self, name: str) -> int:
+        """Slots of the limit `gpus` that a stage takes; none on a run's own server, where nobody else asks for any."""
+        if TEMPORARY_SERVER in os.environ or self._config.why_off(name) is not None:
+            return 0
+        section = getattr(self._config, name, None)
+        if isinstance(section, TrainingSection):
+            return num_gpus(section.launch, self.root)
+        return min(1, gpus_of_machine()) if name == "evaluate" else 0
 
     def _take(self, name: str, state: State[Any]) -> None:
         try:
@@ -171,6 +214,7 @@ class Line:
         add_to_history(self.root, run)
         save_last_run(self.root, run)
         self._parent.close(run, try_to_write_report(self.root, run))
+        tell_of_regression(self.root, run.name, str(flow_run.id or ""), self.started)
 
 
 def _in_words(error: BaseException) -> str:

@@ -69,7 +69,7 @@ def run_line(
 
 def _run_flow(root: Path, console: Console, parameters: dict[str, Any]) -> None:
     if has_prefect_server():
-        _check_server()
+        check_server()
     else:
         server = start_temporary_server(root / ".prefect" / "server.log")
         with console.status("Starting Prefect ..."):
@@ -89,7 +89,7 @@ def _run_flow(root: Path, console: Console, parameters: dict[str, Any]) -> None:
         ) from error
 
 
-def _check_server() -> None:
+def check_server() -> None:
     url = os.environ.get("PREFECT_API_URL", "")
     if not url:
         return  # named in a profile: Prefect's own message must do

@@ -19,6 +19,11 @@ def apply_settings(root: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     for name, value in _prefect_settings(home).items():
         os.environ.setdefault(name, value)
+    apply_stage_settings()
+
+
+def apply_stage_settings() -> None:
+    """What DVC, MLflow and the stages read; for a process in which Prefect has been imported already."""
     for name, value in _OTHER_SETTINGS.items():
         os.environ.setdefault(name, value)
     # Stages are started as `python -m stages.run`, by a shell: it must find this interpreter.
@@ -79,9 +84,7 @@ def prefect_ui_command(root: Path) -> str:
     url = os.environ.get("PREFECT_API_URL", "")
     if has_prefect_server():
         return f"open {url.removesuffix('/api')}" if url else "open the UI of the server in your Prefect profile"
-    home = _relative(os.environ["PREFECT_HOME"], root)
-    settings = f"PREFECT_HOME={home} DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false"
-    return f"{settings} {program('prefect', root)} server start --host {LOOPBACK}"
+    return f"{program('tuneline', root)} server"
 
 
 def mlflow_ui_command(root: Path, tracking_uri: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+import yaml
 
 from stages.schema import Launch
 
@@ -34,6 +37,32 @@ def launch_command(name: str, launch: Launch | None) -> tuple[list[str], dict[st
     # the variable keeps them on the CPU. Port 0: the kernel chooses a free one, so stages side by side do not clash.
     env = {} if _has_gpus() else {"ACCELERATE_USE_CPU": "true"}
     return [*accelerate, *flags, "--multi_gpu", "--main_process_port", "0", *module], env
+
+
+def num_gpus(launch: Launch, root: Path) -> int:
+    """How many GPUs a stage takes: `launch.gpus`, or one a process where the machine has GPUs.
+
+    Args:
+        launch: of the stage; its `config_file` is named from the checkout.
+        root: the checkout.
+    """
+    if launch.gpus is not None:
+        return launch.gpus
+    if gpus_of_machine() == 0:
+        return 0
+    if launch.config_file is None:
+        return launch.num_processes
+    accelerate = yaml.safe_load((root / launch.config_file).read_text()) or {}
+    return max(1, int(accelerate.get("num_processes", 1)) // int(accelerate.get("num_machines", 1)))
+
+
+def gpus_of_machine() -> int:
+    """The GPUs that processes started here may use. It asks the kernel, as importing torch takes seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [part for part in visible.split(",") if part.strip()]
+        return 0 if "-1" in named else len(named)
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _num_threads(num_processes: int) -> int:

@@ -34,13 +34,27 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), root: Path | No
     Raises:
         ConfigError: everything that is wrong, each with its path, value, reason and the nearest known name.
     """
-    settings = _read(Path(path))
+    return check_settings(_read(Path(path)), overrides, root, source=str(path))
+
+
+def check_settings(
+    settings: dict[str, Any], overrides: Sequence[str] = (), root: Path | None = None, source: str = "settings"
+) -> PipelineConfig:
+    """What `load_config` does, for settings that are in no file: as sent with a run of a deployment.
+
+    Args:
+        settings: by section, as in a pipeline's YAML; changed in place by the overrides.
+        source: what messages call them.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
     overridden = {}
     for override in overrides:
         dotted, value = _override(override)
         overridden[dotted] = override
         _put(settings, dotted, value, override)
-    return _check(str(path), settings, overridden, root or Path.cwd())
+    return _check(source, settings, overridden, root or Path.cwd())
 
 
 def load_params(path: Path) -> PipelineConfig:

@@ -173,6 +173,11 @@ class Launch(Section):
     timeout_hours: Annotated[float, Field(gt=0)] = Field(
         default=24.0, description="The stage is stopped after so many hours."
     )
+    gpus: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Slots of the limit `gpus` on Prefect's server that the stage holds while it runs; null: one a "
+        "process where the machine has GPUs.",
+    )
 
 
 class TrainingSection(Section):

@@ -21,6 +21,7 @@ from prefect.states import Completed
 
 from stages.supervise import owner_env, run_guarded
 from tasks.display import display, in_words
+from tasks.gpus import check_gpus, gpu_slots
 from tasks.progress import Progress, log_file, read_progress, user_error
 from tasks.summary import StageSummary, headline, read_metrics, read_off
 from tuneline.errors import StageError, TunelineError
@@ -65,6 +66,7 @@ def run_stage(
     tries: int = 1,
     parent_run: str = "",
     flow_run: str = "",
+    gpus: int = 0,
 ) -> Any:
     """Brings one stage up to date and returns its StageSummary. `with_options` sets the retries and their delays.
 
@@ -76,6 +78,7 @@ def run_stage(
         tries: How often it is tried at most, for the messages.
         parent_run: MLflow's run of the whole line, which the stage's own run becomes a child of.
         flow_run: Prefect's id of the run of the whole line.
+        gpus: Slots of the server's limit `gpus` that it holds while it runs, and waits for.
 
     Raises:
         StageFailure: it failed; the message shows the end of its log.
@@ -85,6 +88,10 @@ def run_stage(
         display.end(name, "=", off or "up to date", "dim")
         summary = StageSummary(name, "cached", 0.0, read_metrics(Path(root), name), off)
         return Completed(name="Cached", message="DVC has it up to date", data=summary)
+    try:
+        check_gpus(name, gpus)
+    except StageError as error:
+        raise StageFailure(name, str(error), retriable=False) from None
     attempt = task_run.run_count or 1
     began, started = time.monotonic(), time.time()
     display.start(name, f"try {attempt}" if attempt > 1 else "")
@@ -92,7 +99,7 @@ def run_stage(
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, name]
     env = {**os.environ, **owner_env(), "PYTHONUNBUFFERED": "1"}
     env |= {"TUNELINE_FLOW_RUN": flow_run, "TUNELINE_PARENT_RUN": parent_run}
-    with _watched(Path(root), name, started, output):
+    with gpu_slots(gpus), _watched(Path(root), name, started, output):
         code = run_guarded(command, env=env, on_line=output.take)
     seconds = time.monotonic() - began
     if code != 0:

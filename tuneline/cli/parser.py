@@ -6,6 +6,7 @@ import re
 from typing import NoReturn
 
 from tuneline.cli.methods import METHODS
+from tuneline.cli.parser_deployments import add_gpus, add_notify, add_server
 from tuneline.cli.parser_models import add_chat
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
@@ -89,6 +90,9 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     stage.add_argument("--force", action="store_true", help="run it even if it is up to date")
     _add_retries(stage)
 
+    add_server(command("server", "Start Prefect's server for schedules, on loopback and behind a password."))
+    add_gpus(command("gpus", "Make or change the limit on Prefect's server that GPUs are shared by."))
+    add_notify(command("notify", "Post to an address when a run fails, dies, or makes a model that is refused."))
     command("report", "Write the HTML report of the last run again, and print its path.")
     command("env", "Print versions, processors, memory and where the checkout is.")
     _add_convert(command("convert", "Write a data set as another of the types that trainers read."))
