@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tuneline.models.value_head import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
     from tuneline.trainers.bco import BCOTrainer
     from tuneline.trainers.bco_config import BCOConfig
+    from tuneline.trainers.bema import BEMACallback
+    from tuneline.trainers.completions_log import LogCompletionsCallback
     from tuneline.trainers.cpo import CPOTrainer
     from tuneline.trainers.cpo_config import CPOConfig
     from tuneline.trainers.distillation import DistillationTrainer
@@ -55,8 +57,10 @@ if TYPE_CHECKING:
     from tuneline.trainers.ppo_config import PPOConfig
     from tuneline.trainers.prm import PRMTrainer
     from tuneline.trainers.prm_config import PRMConfig
+    from tuneline.trainers.reference import SyncRefModelCallback
     from tuneline.trainers.reward import RewardTrainer
     from tuneline.trainers.reward_config import RewardConfig
+    from tuneline.trainers.rich_progress import RichProgressCallback
     from tuneline.trainers.rloo import RLOOTrainer
     from tuneline.trainers.rloo_config import RLOOConfig
     from tuneline.trainers.sft import SFTTrainer
@@ -74,6 +78,7 @@ _HOME_OF = {
     "AutoModelForSeq2SeqLMWithValueHead": "tuneline.models.value_head",
     "BCOConfig": "tuneline.trainers.bco_config",
     "BCOTrainer": "tuneline.trainers.bco",
+    "BEMACallback": "tuneline.trainers.bema",
     "CPOConfig": "tuneline.trainers.cpo_config",
     "CPOTrainer": "tuneline.trainers.cpo",
     "DPOConfig": "tuneline.trainers.dpo_config",
@@ -90,6 +95,7 @@ _HOME_OF = {
     "IterativeSFTTrainer": "tuneline.trainers.iterative_sft",
     "KTOConfig": "tuneline.trainers.kto_config",
     "KTOTrainer": "tuneline.trainers.kto",
+    "LogCompletionsCallback": "tuneline.trainers.completions_log",
     "ModelConfig": "tuneline.cli.model_config",
     "NashMDConfig": "tuneline.trainers.nash_md_config",
     "NashMDTrainer": "tuneline.trainers.nash_md",
@@ -105,9 +111,11 @@ _HOME_OF = {
     "RLOOTrainer": "tuneline.trainers.rloo",
     "RewardConfig": "tuneline.trainers.reward_config",
     "RewardTrainer": "tuneline.trainers.reward",
+    "RichProgressCallback": "tuneline.trainers.rich_progress",
     "SFTConfig": "tuneline.trainers.sft_config",
     "SFTTrainer": "tuneline.trainers.sft",
     "ScriptArguments": "tuneline.data.mixtures",
+    "SyncRefModelCallback": "tuneline.trainers.reference",
     "TPOConfig": "tuneline.trainers.tpo_config",
     "TPOTrainer": "tuneline.trainers.tpo",
     "TrlParser": "tuneline.cli.trl_parser",
@@ -141,6 +149,7 @@ __all__ = [
     "AutoModelForSeq2SeqLMWithValueHead",
     "BCOConfig",
     "BCOTrainer",
+    "BEMACallback",
     "CPOConfig",
     "CPOTrainer",
     "DPOConfig",
@@ -157,6 +166,7 @@ __all__ = [
     "IterativeSFTTrainer",
     "KTOConfig",
     "KTOTrainer",
+    "LogCompletionsCallback",
     "ModelConfig",
     "NashMDConfig",
     "NashMDTrainer",
@@ -172,9 +182,11 @@ __all__ = [
     "RLOOTrainer",
     "RewardConfig",
     "RewardTrainer",
+    "RichProgressCallback",
     "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
+    "SyncRefModelCallback",
     "TPOConfig",
     "TPOTrainer",
     "TrlParser",

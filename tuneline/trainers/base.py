@@ -16,7 +16,14 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.trainer_utils import EvalLoopOutput
 
 from tuneline.data.tokenize import TokenizationReport, Tokenized
@@ -27,6 +34,7 @@ from tuneline.models.layouts import prepare_for_trees
 from tuneline.models.loading import load_tokenizer, set_special_tokens, take_chat_template
 from tuneline.trainers.base_config import BaseConfig
 from tuneline.trainers.older_names import taking_older_arguments
+from tuneline.trainers.rich_progress import RichProgressCallback
 from tuneline.trees import PromptTrees
 
 logger = get_logger(__name__)
@@ -71,6 +79,9 @@ class BaseTrainer(Trainer):
                 "GPU with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
             )
         self.add_callback(_StepEnd(self))
+        if any(isinstance(one, RichProgressCallback) for one in self.callback_handler.callbacks):
+            for other in (ProgressCallback, PrinterCallback):  # which would write across its panel
+                self.remove_callback(other)
 
     # What a method writes
 

@@ -11,9 +11,13 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from transformers import GenerationConfig, TrainerCallback
 
 from tuneline.advantages import combine_rewards
+from tuneline.errors import ConfigError
 from tuneline.rewards.calling import Scores
+from tuneline.trainers.answers import Answers, evaluation_prompts
+from tuneline.trainers.base import BaseTrainer
 from tuneline.trainers.drawing import Drawn
 
 RolloutTable = dict[str, list]
@@ -39,30 +43,83 @@ def rollout_table(trainer: Any, drawn: Drawn, scores: Scores, rewards: Tensor, a
 
 
 class CompletionsLog:
-    """Prints samples of each generation and writes all of them to `output_dir/completions/`, a Parquet file a step."""
+    """Prints samples of each generation and writes all of them to `output_dir/completions/`, a Parquet file a step.
 
-    def __init__(self, args: Any):
-        self.args = args
+    Args:
+        num_to_print: samples printed; None for all.
+        one_a_prompt: print one sample a prompt.
+        name: what the files' names begin with.
+    """
+
+    def __init__(
+        self, output_dir: str, *, num_to_print: int | None, one_a_prompt: bool = False, name: str = "completions"
+    ):
+        self.folder, self.name = Path(output_dir) / "completions", name
+        self.num_to_print, self.one_a_prompt = num_to_print, one_a_prompt
         self.console = Console()
         self._step = -1
         self._tables: list[pa.Table] = []  # of this step, which may have several generations
 
+    @classmethod
+    def of(cls, args: Any) -> CompletionsLog:
+        """As an online trainer's options have it."""
+        return cls(args.output_dir, num_to_print=args.num_completions_to_print, one_a_prompt=args.log_unique_prompts)
+
     def __call__(self, step: int, table: RolloutTable) -> None:
-        folder = Path(self.args.output_dir) / "completions"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         if step != self._step:
             self._step, self._tables = step, []
         self._tables.append(pa.table({"step": [step] * len(table["prompt"]), **table}))
         rows = pa.concat_tables(self._tables, promote_options="permissive")
-        pq.write_table(rows, folder / f"completions_{step:05d}.parquet")
+        pq.write_table(rows, self.folder / f"{self.name}_{step:05d}.parquet")
         which = list(range(len(table["prompt"])))
-        if self.args.log_unique_prompts:
+        if self.one_a_prompt:
             which = list({table["prompt"][i]: i for i in reversed(which)}.values())
-        shown = Table("prompt", "completion", "reward", "advantage", title=f"step {step}")
-        for i in sorted(which)[: self.args.num_completions_to_print]:
-            numbers = (f"{table[name][i]:.3g}" for name in ("reward", "advantage"))
+        measured = [name for name in ("reward", "advantage") if name in table]
+        shown = Table("prompt", "completion", *measured, title=f"step {step}")
+        for i in sorted(which)[: self.num_to_print]:
+            numbers = (f"{table[name][i]:.3g}" for name in measured)
             shown.add_row(table["prompt"][i], table["completion"][i], *numbers)
         self.console.print(shown)
+
+
+class LogCompletionsCallback(TrainerCallback):
+    """Every few steps the policy answers the same prompts, by the same draws; the main process prints what it wrote
+    and adds `output_dir/completions/evaluation_STEP.parquet`. Name and keywords are TRL's, which sends a table to two
+    services instead.
+
+    Args:
+        trainer: whose evaluation set has the prompts.
+        generation_config: see `Answers`.
+        num_prompts: the first so many; None for all.
+        freq: optimizer steps between two looks; None for the trainer's `eval_steps`.
+        prompts: text or messages, instead of the evaluation set's.
+
+    Raises:
+        ConfigError: there are no prompts, or no frequency.
+    """
+
+    def __init__(
+        self,
+        trainer: BaseTrainer,
+        generation_config: GenerationConfig | None = None,
+        num_prompts: int | None = None,
+        freq: int | None = None,
+        prompts: list[Any] | None = None,
+    ):
+        self.prompts = evaluation_prompts(trainer, num_prompts) if prompts is None else prompts[:num_prompts]
+        if freq is not None and freq < 1:
+            raise ConfigError(f"freq={freq} must be at least 1: optimizer steps between two looks.")
+        if freq is None and not trainer.args.eval_steps:
+            raise ConfigError("LogCompletionsCallback needs freq, as the trainer has no eval_steps.")
+        self.freq = freq
+        self.answers = Answers(trainer, self.prompts, "completions log", generation_config)
+        self.log = CompletionsLog(trainer.args.output_dir, num_to_print=None, name="evaluation")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step % int(self.freq or state.eval_steps) == 0:
+            written = [_written(completion) for completion in self.answers()]
+            self.log(state.global_step, {"prompt": [_text(prompt) for prompt in self.prompts], "completion": written})
 
 
 def _written(completion: Any) -> str:

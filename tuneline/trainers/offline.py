@@ -226,7 +226,7 @@ class ReferencedTrainer(OfflineTrainer):
         if self.args.sync_ref_model:
             assert ref_model is not None
             alpha, every = self.args.ref_model_mixup_alpha, self.args.ref_model_sync_steps
-            self.add_callback(SyncReference(ref_model, self.accelerator, alpha=alpha, every=every))
+            self.add_callback(SyncReference(ref_model, alpha=alpha, every=every))
 
     def take_reference(self, model: nn.Module, args: Any, continues_adapter: bool) -> None:
         if args.disable_dropout and self._ref_model is not None:

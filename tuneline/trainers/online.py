@@ -133,15 +133,13 @@ class OnlineTrainer(BaseTrainer):
         self.reference = Reference(ref_model, self) if has_reference else None
         if args.sync_ref_model and ref_model is not None:
             self.add_callback(
-                SyncReference(
-                    ref_model, self.accelerator, alpha=args.ref_model_mixup_alpha, every=args.ref_model_sync_steps
-                )
+                SyncReference(ref_model, alpha=args.ref_model_mixup_alpha, every=args.ref_model_sync_steps)
             )
         self.add_callback(OnlineState(self))
         engine = rollout_engine or default_engine(self)
         self.collector = Collector(self, engine, self.rewards, interaction, rollout_func)
         if args.log_completions:
-            self.add_rollout_listener(CompletionsLog(args))
+            self.add_rollout_listener(CompletionsLog.of(args))
 
     # What a method writes
 

@@ -29,7 +29,7 @@ class Samples:
     """Prints and writes the completions of `num_sample_generations` generations, evenly over a run."""
 
     def __init__(self, trainer: PPOTrainer):
-        self.trainer, self.show = trainer, CompletionsLog(trainer.args)
+        self.trainer, self.show = trainer, CompletionsLog.of(trainer.args)
 
     def __call__(self, step: int, table: RolloutTable) -> None:
         args = self.trainer.args

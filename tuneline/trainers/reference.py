@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,13 @@ class SyncReference(TrainerCallback):
     Checkpoints carry the moved reference, so that a resumed run goes on from it.
     """
 
-    def __init__(self, reference: PreTrainedModel, accelerator: Accelerator, *, alpha: float, every: int):
-        self.reference, self.accelerator, self.alpha, self.every = reference, accelerator, alpha, every
+    def __init__(self, reference: PreTrainedModel, *, alpha: float, every: int):
+        self.reference, self.alpha, self.every = reference, alpha, every
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
-            policy = policy_of(self.accelerator.unwrap_model(model))
+            policy = policy_of(model)
             torch._foreach_lerp_(list(self.reference.parameters()), list(policy.parameters()), self.alpha)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,3 +139,37 @@ class SyncReference(TrainerCallback):
     @staticmethod
     def _folder(args: Any, state: Any) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "reference"
+
+
+class SyncRefModelCallback(SyncReference):
+    """`SyncReference` by TRL's name and arguments: how far and how often it moves stands in the trainer's options,
+    `ref_model_mixup_alpha` and `ref_model_sync_steps`. `sync_ref_model=True` adds the same by itself.
+
+    Args:
+        ref_model: the reference that the trainer was given.
+        accelerator: accepted; the policy is found without it.
+
+    Raises:
+        ConfigError: on training, options without those two, or a reference that is not built as the policy is.
+    """
+
+    def __init__(self, ref_model: PreTrainedModel, accelerator: Accelerator | None):
+        super().__init__(ref_model, alpha=0.0, every=1)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        names = {one.name for one in fields(args)}
+        if not {"ref_model_mixup_alpha", "ref_model_sync_steps"} <= names:
+            raise ConfigError(
+                f"SyncRefModelCallback reads ref_model_mixup_alpha and ref_model_sync_steps, and {type(args).__name__} "
+                "has neither: this trainer holds no reference."
+            )
+        policy, reference = (
+            [one.shape for one in module.parameters()] for module in (policy_of(model), self.reference)
+        )
+        if policy != reference:
+            raise ConfigError(
+                "SyncRefModelCallback moves a reference towards the policy weight by weight, and theirs differ; with "
+                "an adapter the reference is the base, which stays."
+            )
+        self.alpha, self.every = args.ref_model_mixup_alpha, args.ref_model_sync_steps
+        super().on_train_begin(args, state, control)

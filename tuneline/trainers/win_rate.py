@@ -11,12 +11,8 @@ from transformers import GenerationConfig, TrainerCallback
 from tuneline.errors import ConfigError
 from tuneline.judges.base import BasePairwiseJudge
 from tuneline.logging import get_logger
-from tuneline.models.layouts import base_model, policy_of
-from tuneline.rollout.protocol import Sampling, rollout_seed
-from tuneline.rollout.stopping import stop_token_ids
-from tuneline.rollout.transformers_engine import TransformersEngine
+from tuneline.trainers.answers import Answers, evaluation_prompts
 from tuneline.trainers.base import BaseTrainer
-from tuneline.trainers.drawing import draw
 
 logger = get_logger(__name__)
 
@@ -32,8 +28,7 @@ class WinRateCallback(TrainerCallback):
 
     Args:
         trainer: whose evaluation set has the prompts, where it keeps them as they are (the online trainers do).
-        generation_config: max_new_tokens, do_sample, temperature, top_p and top_k are read; None for the likeliest
-            tokens, at most 64.
+        generation_config: see `Answers`.
         num_prompts: the first so many; None for all.
         shuffle_order: see `BasePairwiseJudge`.
         prompts: text or messages, instead of the evaluation set's.
@@ -51,14 +46,9 @@ class WinRateCallback(TrainerCallback):
         shuffle_order: bool = True,
         prompts: list[Any] | None = None,
     ):
-        if prompts is None:
-            rows = trainer.eval_dataset
-            if rows is None or isinstance(rows, dict) or "prompt" not in (rows.column_names or ()):
-                raise ConfigError("the trainer has no evaluation set with a column 'prompt'; pass prompts.")
-            prompts = list(rows["prompt"])
         self.judge, self.trainer, self.shuffle_order = judge, trainer, shuffle_order
-        self.prompts = prompts[:num_prompts]
-        self.sampling = _sampling(generation_config, trainer)
+        self.prompts = evaluation_prompts(trainer, num_prompts) if prompts is None else prompts[:num_prompts]
+        self.answers = Answers(trainer, self.prompts, "win rate", generation_config)
         self.baseline: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,7 +56,7 @@ class WinRateCallback(TrainerCallback):
             return
         path = Path(args.output_dir) / BASELINE_FILE
         if state.global_step == 0:
-            self.baseline = self._answers()
+            self.baseline = self.answers()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.baseline))
         elif path.is_file():
@@ -79,7 +69,7 @@ class WinRateCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not self.baseline:
             return  # an evaluation before training has nothing to compare with
-        pairs = [list(pair) for pair in zip(self.baseline, self._answers(), strict=True)]
+        pairs = [list(pair) for pair in zip(self.baseline, self.answers(), strict=True)]
         verdicts = self.judge.judge(self.prompts, pairs, self.shuffle_order)
         known = [verdict for verdict in verdicts if verdict in (0, 1)]
         if not known:
@@ -89,24 +79,3 @@ class WinRateCallback(TrainerCallback):
         if metrics is not None:
             metrics.update(found)
         self.trainer.log(dict(found))
-
-    def _answers(self) -> list[Any]:
-        policy = policy_of(self.trainer.model)
-        seeds = [rollout_seed(self.trainer.args.seed, "win rate", i) for i in range(len(self.prompts))]
-        rows = [{"prompt": prompt} for prompt in self.prompts]
-        engine = TransformersEngine(policy)
-        with self.trainer.compute_loss_context_manager():
-            return draw(engine, self.trainer.processing_class, rows, seeds, self.sampling).completions
-
-
-def _sampling(config: GenerationConfig | None, trainer: BaseTrainer) -> Sampling:
-    stops = tuple(stop_token_ids(base_model(trainer.model), trainer.processing_class))
-    if config is None:
-        return Sampling(max_new_tokens=64, temperature=0.0, stop_token_ids=stops)
-    return Sampling(
-        max_new_tokens=64 if config.max_new_tokens is None else config.max_new_tokens,
-        temperature=(1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0,
-        top_p=1.0 if config.top_p is None else config.top_p,
-        top_k=config.top_k or 0,
-        stop_token_ids=stops,
-    )

@@ -1,0 +1,64 @@
+"""What the policy in training answers to fixed prompts, for the callbacks that look at it now and then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GenerationConfig
+
+from tuneline.errors import ConfigError
+from tuneline.models.layouts import base_model, policy_of
+from tuneline.rollout.protocol import Sampling, rollout_seed
+from tuneline.rollout.stopping import stop_token_ids
+from tuneline.rollout.transformers_engine import TransformersEngine
+from tuneline.trainers.base import BaseTrainer
+from tuneline.trainers.drawing import draw
+
+
+def evaluation_prompts(trainer: BaseTrainer, num_prompts: int | None) -> list[Any]:
+    """The first prompts of a trainer's evaluation set, text or messages.
+
+    Raises:
+        ConfigError: it has no set, several, or one without a column `prompt`.
+    """
+    rows = trainer.eval_dataset
+    if rows is None or isinstance(rows, dict) or "prompt" not in (rows.column_names or ()):
+        raise ConfigError("the trainer has no evaluation set with a column 'prompt'; pass prompts.")
+    return list(rows["prompt"])[:num_prompts]
+
+
+class Answers:
+    """Calling it has the policy answer, by the transformers engine and the same draws each time.
+
+    Args:
+        purpose: what the draws are named by.
+        generation_config: max_new_tokens, do_sample, temperature, top_p and top_k are read; None for the likeliest
+            tokens, at most 64.
+    """
+
+    def __init__(
+        self, trainer: BaseTrainer, prompts: list[Any], purpose: str, generation_config: GenerationConfig | None
+    ):
+        self.trainer, self.prompts, self.purpose = trainer, prompts, purpose
+        stops = tuple(stop_token_ids(base_model(trainer.model), trainer.processing_class))
+        self.sampling = _sampling(generation_config, stops)
+
+    def __call__(self) -> list[Any]:
+        policy = policy_of(self.trainer.model)
+        seeds = [rollout_seed(self.trainer.args.seed, self.purpose, i) for i in range(len(self.prompts))]
+        rows = [{"prompt": prompt} for prompt in self.prompts]
+        engine = TransformersEngine(policy)
+        with self.trainer.compute_loss_context_manager():
+            return draw(engine, self.trainer.processing_class, rows, seeds, self.sampling).completions
+
+
+def _sampling(config: GenerationConfig | None, stops: tuple[int, ...]) -> Sampling:
+    if config is None:
+        return Sampling(max_new_tokens=64, temperature=0.0, stop_token_ids=stops)
+    return Sampling(
+        max_new_tokens=64 if config.max_new_tokens is None else config.max_new_tokens,
+        temperature=(1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0,
+        top_p=1.0 if config.top_p is None else config.top_p,
+        top_k=config.top_k or 0,
+        stop_token_ids=stops,
+    )
