@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from stages.schema_base import Count, FilePath, Name, Section, is_local
+from stages.schema_gates import GatesSection
+from stages.schema_promotion import PromotionSection
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
 TRAINING_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
 ONLINE_STAGES = ("ppo", "grpo")
 REWARD_MODEL = "models/reward"
+REWARD_METRICS = "reports/reward/metrics.json"
 MOST_REWARD_PATHS = 4
 NO_FILE = "requirements.lock"  # every stage depends on it, so naming it once more changes nothing
 
@@ -292,6 +295,10 @@ class PipelineConfig(Section):
     ppo: PPOSection = Field(default_factory=lambda: PPOSection(rewards=[]), description="Proximal policy optimization.")
     grpo: GRPOSection = Field(default_factory=GRPOSection, description="Group-relative policy optimization, or RLOO.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="Evaluation.")
+    gates: GatesSection = Field(default_factory=GatesSection, description="What has to hold before a stage begins.")
+    promotion: PromotionSection | None = Field(
+        default=None, description="When the evaluated policy becomes champion in MLflow's registry; null: never."
+    )
 
     @computed_field(description="What the stages read from disk, for dvc.yaml to depend on.")  # type: ignore[prop-decorator]
     @property
@@ -314,6 +321,9 @@ class PipelineConfig(Section):
             "ppo_verifier": self.ppo.verifier and Reward(name=self.ppo.verifier).path,
         }
         local = {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
+        for name, section in (("grpo", self.grpo), ("ppo", self.ppo)):
+            judged = self.gates.reward_accuracy is not None and any(reward.model is True for reward in section.rewards)
+            local[f"{name}_reward_metrics"] = REWARD_METRICS if judged else NO_FILE
         for prefix, section in (("", self.grpo), ("ppo_", self.ppo)):
             rewards = [*section.reward_paths, *[NO_FILE] * MOST_REWARD_PATHS][:MOST_REWARD_PATHS]
             local |= {f"{prefix}reward_{number}": path for number, path in enumerate(rewards, 1)}

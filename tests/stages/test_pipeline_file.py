@@ -21,6 +21,8 @@ PLUMBING = {
     "stages/loading.py",
     "stages/schema.py",
     "stages/schema_base.py",
+    "stages/schema_gates.py",
+    "stages/schema_promotion.py",
     "stages/settings_errors.py",
     "stages/storage.py",
     "stages/supervise.py",
