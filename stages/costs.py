@@ -7,8 +7,6 @@ counts it (getrusage); what was killed by force is missing. Losing the file lose
 from __future__ import annotations
 
 import json
-import os
-import re
 import resource
 import time
 from collections.abc import Iterator
@@ -16,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
-
+from stages.launch import gpus_of_machine, num_gpus
 from stages.schema import Launch
 from stages.schema_costs import CostsSection
 
@@ -94,29 +91,14 @@ def read_costs(folder: Path) -> list[Cost]:
     return costs
 
 
-def held_gpus(launch: Launch | None) -> int:
-    """How many GPUs a stage holds: one a process, as far as the machine has them and shows them.
+def held_gpus(launch: Launch | None, root: Path) -> int:
+    """How many GPUs a stage holds: what it takes, as far as the machine has them.
 
     Args:
         launch: of a stage that trains; None: one plain process.
+        root: the checkout.
     """
-    devices = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    num_gpus = len(devices)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        num_gpus = min(num_gpus, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    return min(num_gpus, _num_processes(launch))
-
-
-def _num_processes(launch: Launch | None) -> int:
-    if launch is None:
-        return 1
-    if launch.config_file is None:
-        return launch.num_processes
-    try:
-        return int(yaml.safe_load(Path(launch.config_file).read_text(encoding="utf-8"))["num_processes"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return launch.num_processes
+    return min(gpus_of_machine(), 1 if launch is None else num_gpus(launch, root))
 
 
 def price(costs: CostsSection, wall_seconds: float, gpu_seconds: float) -> float | None:

@@ -83,7 +83,7 @@ def run_stage(name: str, root: Path, config: PipelineConfig, lock: int, *, may_f
     tracked = StageRun(name, config, identity, work)
     with tracked.live():
         if not _is_done(work):
-            num_gpus = 0 if name == "prepare" else held_gpus(_launch_options(name, config))
+            num_gpus = 0 if name == "prepare" else held_gpus(_launch_options(name, config), root)
             with noted_cost(work.parent, identity.key, num_gpus) as this_try:
                 code = this_try.exit_code = _launch(name, config, work, lock)
             if code != 0:

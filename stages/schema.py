@@ -14,6 +14,8 @@ from stages.schema_base import Count, FilePath, Name, Section, is_local
 from stages.schema_gates import GatesSection
 from stages.schema_promotion import PromotionSection
 
+from stages.schema_costs import CostsSection
+
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
 TRAINING_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
 ONLINE_STAGES = ("ppo", "grpo")
@@ -299,6 +301,7 @@ class PipelineConfig(Section):
     promotion: PromotionSection | None = Field(
         default=None, description="When the evaluated policy becomes champion in MLflow's registry; null: never."
     )
+    costs: CostsSection = Field(default_factory=CostsSection, description="Prices, for reports.")
 
     @computed_field(description="What the stages read from disk, for dvc.yaml to depend on.")  # type: ignore[prop-decorator]
     @property
