@@ -23,6 +23,7 @@ from typing import Any
 from stages.identity import Identity
 from stages.schema import PipelineConfig
 from stages.storage import read_metrics
+from stages.uncommitted import UNCOMMITTED, uncommitted
 from tuneline.logging import get_logger
 
 logger = get_logger(__name__)
@@ -55,7 +56,7 @@ class StageRun:
             "params": identity.params,
             "parent": os.environ.get(PARENT_RUN, ""),
             "flow": os.environ.get(FLOW_RUN, ""),
-            "git": git_tags(),
+            "git": git_tags() | self._keep_changes(),
             "outs": {},
             "status": "RUNNING",
         }
@@ -70,6 +71,12 @@ class StageRun:
         run.work, run._state = work, json.loads((work / _STATE).read_text())
         run._num_sent, run._warned = 0, False
         return run
+
+    def _keep_changes(self) -> dict[str, str]:
+        """Keeps what differs from the commit, of all that stages read, in the work folder; a tag that tells of it."""
+        changes = uncommitted(Path.cwd())
+        (self.work / UNCOMMITTED).write_bytes(changes.patch)
+        return {"git.patch": changes.tag}
 
     @staticmethod
     def is_pending(work: Path) -> bool:
@@ -121,6 +128,8 @@ class StageRun:
         self._send_metrics()
         report = self.work / "report"
         client.log_artifacts(run_id, str(report), "report")
+        if self._state["git"].get("git.patch") == UNCOMMITTED:
+            client.log_artifact(run_id, str(self.work / UNCOMMITTED))
         self._send_final_metrics(report / "metrics.json")
         for path, content in self._state["outs"].items():
             client.set_tag(run_id, f"dvc.{path}", content)

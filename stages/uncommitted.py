@@ -1,0 +1,117 @@
+"""What differs from the commit, of all that stages read, as a patch: so that a run can be made again though it was not
+committed.
+
+Data is not in it (DVC has that), nor what looks like a secret: a file that holds one is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+UNCOMMITTED = "uncommitted.patch"
+LARGEST_PATCH = 256_000
+"""Bytes."""
+_KINDS = (".py", ".jinja", ".yaml", ".json", ".toml", ".lock")
+_SECRET_NAMES = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(?:_|$)", re.IGNORECASE)
+_SECRETS = re.compile(
+    rb"AKIA[0-9A-Z]{16}"
+    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    rb"|\b(?:hf|ghp|gho|github_pat|sk|xox[bp])[_-][A-Za-z0-9_-]{20,}"
+    rb"|(?i:secret|token|passw(?:or)?d|api_?key|access_?key)[\"']?\s*[:=]\s*[\"'](?=[^\"']*\d)[A-Za-z0-9+/_=.-]{16,}[\"']"
+    rb"|://[^\s/@:]+:[^\s/@]+@"
+)
+
+
+@dataclass(frozen=True)
+class Uncommitted:
+    """The changes to what stages read, against HEAD."""
+
+    patch: bytes = b""
+    left_out: str = ""
+    """Why the patch is missing or not whole; empty when it is whole."""
+
+    @property
+    def tag(self) -> str:
+        """`none`, the name of the artefact that holds them, or why that is missing."""
+        return self.left_out or (UNCOMMITTED if self.patch else "none")
+
+
+def uncommitted(root: Path) -> Uncommitted:
+    """The changes of the checkout, in files that git tracks or not; empty where there is no commit."""
+    try:
+        paths = _read_by_stages(root)
+        changed = _changed(root, paths)
+        kept, secret = [], []
+        for path in changed:
+            (secret if _holds_secret(root / path) else kept).append(path)
+        if not changed:
+            return Uncommitted()
+        if secret:
+            return Uncommitted(left_out=f"left out: {', '.join(secret)} may hold a secret")
+        size = sum((root / path).stat().st_size for path in kept if (root / path).is_file())
+        patch = _patch(root, kept) if size <= 20 * LARGEST_PATCH else b""
+        if size > 20 * LARGEST_PATCH or len(patch) > LARGEST_PATCH:
+            return Uncommitted(left_out=f"left out: over {LARGEST_PATCH // 1000} kB in {len(kept)} files")
+        return Uncommitted(patch)
+    except (OSError, subprocess.CalledProcessError, yaml.YAMLError) as error:
+        return Uncommitted(left_out=f"left out: {type(error).__name__}")
+
+
+def _read_by_stages(root: Path) -> list[str]:
+    """dvc.yaml, and every file of code or settings that a stage of it depends on."""
+    pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    params = root / "params.yaml"
+    settings = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else {}
+    named = {f"${{files.{name}}}": path for name, path in (settings.get("files") or {}).items()}
+    deps = {named.get(dep, dep) for stage in pipeline["stages"].values() for dep in stage.get("deps", ())}
+    inside = {os.path.normpath(dep) for dep in deps if dep.endswith(_KINDS) and not os.path.isabs(dep)}
+    return ["dvc.yaml", *sorted(path for path in inside if not path.startswith(".."))]
+
+
+def _changed(root: Path, paths: list[str]) -> list[str]:
+    """Those of the paths that differ from HEAD, tracked or not; ignored ones too, as a stage reads them."""
+    tracked = _git(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *paths)
+    known = set(_git(root, "ls-files", "-z", "--", *paths).decode().split("\0"))
+    new = [path for path in paths if path not in known and (root / path).is_file()]
+    return sorted({*filter(None, tracked.decode().split("\0")), *new})
+
+
+def _patch(root: Path, paths: list[str]) -> bytes:
+    """Made with an index and an object store that are thrown away, so that nothing stays in the repository."""
+    objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").decode().strip()
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
+        env = {
+            "GIT_INDEX_FILE": f"{folder}/index",
+            "GIT_OBJECT_DIRECTORY": folder,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
+        }
+        _git(root, "read-tree", "HEAD", env=env)
+        there = [path for path in paths if (root / path).is_file()]
+        if there:
+            _git(root, "add", "--force", "--", *there, env=env)
+        gone = [path for path in paths if path not in there]
+        if gone:
+            _git(root, "rm", "--quiet", "--cached", "--ignore-unmatch", "--", *gone, env=env)
+        return _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--relative", "HEAD", "--", *paths, env=env)
+
+
+def _holds_secret(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    text = path.read_bytes()
+    values = {value.encode() for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value) >= 8}
+    return bool(_SECRETS.search(text)) or any(value in text for value in values)
+
+
+def _git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> bytes:
+    done = subprocess.run(
+        ["git", *arguments], cwd=root, env={**os.environ, **(env or {})}, capture_output=True, check=True
+    )
+    return done.stdout
