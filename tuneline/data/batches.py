@@ -10,10 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.formats import extract_prompt
-from tuneline.data.rendering import Rows, split_at_prompt, tokenize_values, tokenize_with_assistant_masks
+from tuneline.data.images import image_token_ids
+from tuneline.data.multimodal_rendering import (
+    ProcessingClass,
+    check_images_are_whole,
+    tokenize_any,
+    tokenize_any_with_masks,
+)
+from tuneline.data.rendering import Rows, split_at_prompt
 
 NUM_KEPT, NUM_WHOLE, REWRITTEN = "_num_tokens_kept", "_num_tokens", "_prompt_rewritten"
 
@@ -22,7 +28,7 @@ def sft_batch(
     batch: dict[str, list],
     indices: list[int],
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     source: str,
     max_length: int | None,
     keep_end: bool,
@@ -46,9 +52,9 @@ def sft_batch(
         else:
             values = rows.texts_or_messages(source)
         if assistant_only_loss:
-            ids, masks = tokenize_with_assistant_masks(tokenizer, rows, values, chat_template=chat_template)
+            ids, masks = tokenize_any_with_masks(tokenizer, rows, values, chat_template=chat_template)
         else:
-            ids = tokenize_values(tokenizer, rows, values, eos_token=eos_token, chat_template=chat_template)
+            ids = tokenize_any(tokenizer, rows, values, eos_token=eos_token, chat_template=chat_template)
             masks = [[1] * len(tokens) for tokens in ids]
         targets = [np.array(mask, dtype=np.int8) for mask in masks]
         if source == "prompt":
@@ -58,10 +64,14 @@ def sft_batch(
                 if completion_only_loss:
                     targets[i][:shared] = 0
     columns: dict[str, list] = {"input_ids": [], "is_target": [], NUM_KEPT: [], NUM_WHOLE: [], REWRITTEN: rewritten}
-    for tokens, target in zip(ids, targets, strict=True):
+    no_targets = image_token_ids(tokenizer)
+    for i, (tokens, target) in enumerate(zip(ids, targets, strict=True)):
         start = max(0, len(tokens) - max_length) if keep_end and max_length is not None else 0
         end = None if max_length is None else start + max_length
+        if no_targets:  # nobody writes images
+            target[np.isin(tokens, no_targets)] = 0
         cut, target = tokens[start:end], target[start:end]
+        check_images_are_whole(tokenizer, rows, i, tokens, cut, max_length)
         target[:1] = 0
         if not target.any():
             cut, target = [], target[:0]
@@ -76,7 +86,7 @@ def completions_batch(
     batch: dict[str, list],
     indices: list[int],
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     sides: tuple[str, ...],
     max_length: int | None,
     max_completion_length: int | None,
@@ -88,7 +98,7 @@ def completions_batch(
 ) -> dict[str, list]:
     """A prompt and its completions alone, in columns `prompt_ids` and, for each of `sides`, such as `chosen_ids`."""
     names = ["prompt_ids", *(f"{side}_ids" for side in sides)]
-    rewritten = [0] * len(indices)
+    rewritten, rows = [0] * len(indices), Rows(batch, indices)
     if set(names[1:]) <= set(batch):
         prompts = batch.get("prompt_ids") or [[]] * len(indices)
         rows_of_ids = [list(row) for row in zip(prompts, *(batch[name] for name in names[1:]), strict=True)]
@@ -96,15 +106,16 @@ def completions_batch(
         rows = _with_prompt(batch, indices, sides)
         prompts = _prompt_ids(tokenizer, rows, chat_template)
         options: dict[str, Any] = {"eos_token": eos_token, "chat_template": chat_template}
-        wholes = [tokenize_values(tokenizer, rows, rows.joined("prompt", side), **options) for side in sides]
+        wholes = [tokenize_any(tokenizer, rows, rows.joined("prompt", side), **options) for side in sides]
         rows_of_ids = []
         for i, (prompt, *ids) in enumerate(zip(prompts, *wholes, strict=True)):
             shared = split_at_prompt(prompt, *ids)
             rewritten[i] = int(shared < len(prompt))
             rows_of_ids.append([prompt[:shared], *(whole[shared:] for whole in ids)])
     columns: dict[str, list] = {name: [] for name in (*names, NUM_KEPT, NUM_WHOLE)}
-    for row in rows_of_ids:
+    for i, row in enumerate(rows_of_ids):
         kept = _cut(row, max_length, max_completion_length, keep_end)
+        check_images_are_whole(tokenizer, rows, i, row[0], kept[0] or row[0][:max_length], max_length)
         for name, ids in zip(names, kept, strict=True):
             columns[name].append(ids)
         columns[NUM_KEPT].append(sum(map(len, kept)))
@@ -116,7 +127,7 @@ def reward_batch(
     batch: dict[str, list],
     indices: list[int],
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     max_length: int | None,
     eos_token: str | None,
     chat_template: str | None,
@@ -130,7 +141,7 @@ def reward_batch(
         sides = []
         for side in ("chosen", "rejected"):
             values = rows.joined("prompt", side) if "prompt" in rows.columns else rows.texts_or_messages(side)
-            sides.append(tokenize_values(tokenizer, rows, values, eos_token=eos_token, chat_template=chat_template))
+            sides.append(tokenize_any(tokenizer, rows, values, eos_token=eos_token, chat_template=chat_template))
     for c, r in zip(*sides, strict=True):
         whole = len(c) + len(r)
         fits = c and r and (max_length is None or max(len(c), len(r)) <= max_length)
@@ -183,9 +194,9 @@ def _with_prompt(
     return Rows(dict(batch) | columns, indices)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Rows, chat_template: str | None) -> list[list[int]]:
+def _prompt_ids(tokenizer: ProcessingClass, rows: Rows, chat_template: str | None) -> list[list[int]]:
     prompts = rows.texts_or_messages("prompt")
-    return tokenize_values(tokenizer, rows, prompts, add_generation_prompt=True, chat_template=chat_template)
+    return tokenize_any(tokenizer, rows, prompts, add_generation_prompt=True, chat_template=chat_template)
 
 
 def _targets_given(rows: Rows, completion_only_loss: bool) -> list[np.ndarray]:

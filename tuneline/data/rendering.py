@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tuneline.data.formats import Messages, common_prefix_length, is_messages, is_sharegpt, render_dialogue, to_messages
 from tuneline.errors import DataError, ModelError
 
-_REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError)  # what templates raise at what they do not take
+REFUSALS = (jinja2.TemplateError, ValueError, TypeError, KeyError)  # what templates raise at what they do not take
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -143,8 +143,8 @@ def render(
         try:
             options = {"add_generation_prompt": add_generation_prompt, **arguments[i]}
             texts.append(render_dialogue(tokenizer, values[i], **options))
-        except _REFUSALS as error:
-            raise _refused(rows, i, error) from error
+        except REFUSALS as error:
+            raise refused(rows, i, error) from error
     return texts
 
 
@@ -163,11 +163,7 @@ def tokenize_with_assistant_masks(
     """
     template = require_template(tokenizer, chat_template)
     if not has_generation_markers(template):
-        raise ModelError(
-            "assistant_only_loss=True needs a chat template that marks the assistant's words with {% generation %} and "
-            "{% endgeneration %}, and this one has no such marks; give one with chat_template_path, or train on "
-            "prompt and completion."
-        )
+        raise no_generation_marks()
     alike: dict[str, list[int]] = {}  # rows that give the template the same arguments go in one call
     arguments = rows.template_arguments(chat_template)
     for i, given in enumerate(arguments):
@@ -194,12 +190,12 @@ def _encoded(
     options = {**arguments, "return_dict": True, "return_assistant_tokens_mask": True}
     try:
         return tokenizer.apply_chat_template([values[i] for i in which], **options)
-    except _REFUSALS:
+    except REFUSALS:
         for i in which:
             try:
                 tokenizer.apply_chat_template([values[i]], **options)
-            except _REFUSALS as error:
-                raise _refused(rows, i, error) from error
+            except REFUSALS as error:
+                raise refused(rows, i, error) from error
         raise
 
 
@@ -216,10 +212,7 @@ def require_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | No
         ModelError: there is none.
     """
     if chat_template is None and tokenizer.chat_template is None:
-        raise ModelError(
-            "The data are dialogues and the tokenizer has no chat template; give one with chat_template_path "
-            "(`model.chat_template` in a pipeline), or use columns of plain text."
-        )
+        raise no_template()
     return tokenizer.get_chat_template(chat_template)
 
 
@@ -245,7 +238,22 @@ def split_at_prompt(prompt: Sequence[int], *wholes: Sequence[int]) -> int:
     return min(common_prefix_length(prompt, whole) for whole in wholes)
 
 
-def _refused(rows: Rows, i: int, error: Exception) -> DataError:
+def no_template() -> ModelError:
+    return ModelError(
+        "The data are dialogues and the tokenizer has no chat template; give one with chat_template_path "
+        "(`model.chat_template` in a pipeline), or use columns of plain text."
+    )
+
+
+def no_generation_marks() -> ModelError:
+    return ModelError(
+        "assistant_only_loss=True needs a chat template that marks the assistant's words with {% generation %} and "
+        "{% endgeneration %}, and this one has no such marks; give one with chat_template_path, or train on "
+        "prompt and completion."
+    )
+
+
+def refused(rows: Rows, i: int, error: Exception) -> DataError:
     return DataError(f"Row {rows.numbers[i]} of the dataset: the chat template does not take its messages: {error}")
 
 

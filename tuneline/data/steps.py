@@ -39,7 +39,7 @@ def tokenize_for_steps(
     Raises:
         DataError: no such format, a row that is none, or no label in any row.
     """
-    dataset, first = _checked(dataset)
+    dataset, first = _checked(dataset, tokenizer)
     if not ({"input_ids", "labels"} <= set(first) or {"prompt", "completions", "labels"} <= set(first)):
         raise _unknown_format(first, "'prompt', 'completions' and 'labels'")
     separator = tokenize_texts(tokenizer, [step_separator], add_special_tokens=False)[0]

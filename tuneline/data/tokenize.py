@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.batches import NUM_KEPT, NUM_WHOLE, REWRITTEN, completions_batch, reward_batch, sft_batch
 from tuneline.data.formats import column_names
+from tuneline.data.images import IMAGE_COLUMNS, check_images_are_read, has_images, tokenizer_of, with_image_column
+from tuneline.data.multimodal_rendering import ProcessingClass
 from tuneline.data.rendering import require_eos
 from tuneline.data.token_cache import map_cached
 from tuneline.errors import ConfigError, DataError
@@ -61,7 +62,7 @@ class Tokenized(NamedTuple):
 
 def tokenize_for_sft(
     dataset: AnyDataset,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     *,
     max_length: int | None,
     dataset_text_field: str = "text",
@@ -88,7 +89,7 @@ def tokenize_for_sft(
         DataError: no known format, a row that is none, or no target in any row.
         ModelError: no chat template, no generation marks for `assistant_only_loss`, or no EOS token.
     """
-    dataset, first = _checked(dataset)
+    dataset, first = _checked(dataset, tokenizer)
     if formatting_func is not None:
         source = "formatted"
     elif "input_ids" in first:
@@ -117,7 +118,7 @@ def tokenize_for_sft(
         "completion_only_loss": completion_only_loss is not False,
         "assistant_only_loss": assistant_only_loss,
         "formatting_func": formatting_func,
-        "eos_token": require_eos(tokenizer, eos_token) if standard else None,
+        "eos_token": _end_of_text(tokenizer, eos_token, first) if standard else None,
         "chat_template": chat_template,
     }
     return _map(dataset, sft_batch, arguments, num_proc)
@@ -125,7 +126,7 @@ def tokenize_for_sft(
 
 def tokenize_for_preference(
     dataset: AnyDataset,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     *,
     max_length: int | None,
     eos_token: str | None = None,
@@ -154,7 +155,7 @@ def tokenize_for_preference(
 
 def tokenize_completions(
     dataset: AnyDataset,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     sides: Sequence[str],
     *,
     max_length: int | None,
@@ -183,7 +184,7 @@ def tokenize_completions(
 
     Raises: as `tokenize_for_sft`.
     """
-    dataset, first = _named_alike(*_checked(dataset), sides)
+    dataset, first = _named_alike(*_checked(dataset, tokenizer), sides)
     ready = {f"{side}_ids" for side in sides} <= set(first)
     explicit = {"prompt", *sides} if "chosen" not in sides else set(sides)
     if not (ready or explicit <= set(first)) or not set(required_columns) <= set(first):
@@ -196,7 +197,9 @@ def tokenize_completions(
         "max_completion_length": max_completion_length,
         "keep_end": _keeps_end(truncation_mode),
         "kept_columns": (*required_columns, *(name for name in kept_columns if name in first)),
-        "eos_token": require_eos(tokenizer, eos_token) if not ready and isinstance(first[sides[0]], str) else None,
+        "eos_token": _end_of_text(tokenizer, eos_token, first)
+        if not ready and isinstance(first[sides[0]], str)
+        else None,
         "chat_template": chat_template,
     }
     return _map(dataset, completions_batch, arguments, num_proc)
@@ -204,7 +207,7 @@ def tokenize_completions(
 
 def tokenize_for_reward(
     dataset: AnyDataset,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     *,
     max_length: int | None,
     eos_token: str | None = None,
@@ -217,14 +220,16 @@ def tokenize_for_reward(
 
     Raises: as `tokenize_for_sft`.
     """
-    dataset, first = _named_alike(*_checked(dataset), ["chosen", "rejected"])
+    dataset, first = _named_alike(*_checked(dataset, tokenizer), ["chosen", "rejected"])
     ready = {"chosen_ids", "rejected_ids"} <= set(first)
     if not ready and not {"chosen", "rejected"} <= set(first):
         raise _unknown_format(first, "'chosen' and 'rejected', with or without 'prompt'")
     arguments = {
         "tokenizer": tokenizer,
         "max_length": max_length,
-        "eos_token": require_eos(tokenizer, eos_token) if not ready and isinstance(first["chosen"], str) else None,
+        "eos_token": _end_of_text(tokenizer, eos_token, first)
+        if not ready and isinstance(first["chosen"], str)
+        else None,
         "chat_template": chat_template,
     }
     return _map(dataset, reward_batch, arguments, num_proc)
@@ -240,8 +245,13 @@ def _named_alike(dataset: Any, first: dict[str, Any], sides: Sequence[str]) -> t
     return dataset, next(iter(dataset))
 
 
-def _checked(dataset: AnyDataset) -> tuple[Any, dict[str, Any]]:
-    """The dataset read as plain Python values, and its first row."""
+def _end_of_text(tokenizer: ProcessingClass, eos_token: str | None, first: Mapping[str, Any]) -> str | None:
+    """What plain texts end with; None beside images, where they are taken as they stand."""
+    return None if has_images(first) else require_eos(tokenizer_of(tokenizer), eos_token)
+
+
+def _checked(dataset: AnyDataset, tokenizer: ProcessingClass) -> tuple[Any, dict[str, Any]]:
+    """The dataset read as plain Python values, with its images in a column, and its first row."""
     if isinstance(dataset, Dataset):
         if dataset.format["type"] == "custom":
             raise DataError(
@@ -252,6 +262,9 @@ def _checked(dataset: AnyDataset) -> tuple[Any, dict[str, Any]]:
     first = next(iter(dataset), None)
     if first is None:
         raise DataError("The dataset has no rows.")
+    if check_images_are_read(tokenizer, dataset, "The dataset"):
+        dataset = with_image_column(dataset, first)
+        first = next(iter(dataset))
     return dataset, first
 
 
@@ -262,7 +275,8 @@ def _unknown_format(first: Mapping[str, Any], expected: str) -> DataError:
 def _map(dataset: AnyDataset, function: Callable, arguments: dict[str, Any], num_proc: int | None) -> Tokenized:
     """Tokenise in one pass, drop the rows of which nothing was kept, and count."""
     arguments = {**arguments, "revision": _REVISION}
-    options = {"batched": True, "with_indices": True, "remove_columns": column_names(dataset)}
+    read = [name for name in column_names(dataset) if name not in IMAGE_COLUMNS]  # pixels are made of these later
+    options = {"batched": True, "with_indices": True, "remove_columns": read}
     counters = [NUM_KEPT, NUM_WHOLE, REWRITTEN]
     if isinstance(dataset, IterableDataset):
         stream = (
