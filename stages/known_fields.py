@@ -60,21 +60,38 @@ def unknown_fields(settings: dict[str, Any], already: Iterable[str], root: Path)
         already: paths that the schema refused; a class that fields seem to be misplaced from is asked for them.
         root: the checkout.
     """
-    asked = _asked(settings, already)
-    marker = root / ".work" / "checked" / _key(asked)
-    if marker.is_file():
-        return []
-    command = [sys.executable, "-m", "stages.known_fields"]
-    answer = subprocess.run(
-        command, input=json.dumps(asked, default=str), capture_output=True, text=True, cwd=_CODE, check=False
-    )
-    if answer.returncode != 0:
-        raise StageError(f"the config could not be checked:\n{answer.stderr.strip()[-2000:]}")
-    errors = [SettingError(**{**error, "value": error.get("value", MISSING)}) for error in json.loads(answer.stdout)]
-    if not errors:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    return errors
+    return _ask([_asked(settings, already)], root)[0]
+
+
+def remember_valid_fields(many: Iterable[dict[str, Any]], root: Path) -> None:
+    """Asks about several configs in one process: for those that are valid, `unknown_fields` need not ask again."""
+    _ask([_asked(settings, ()) for settings in many], root)
+
+
+def _ask(many: list[dict[str, Any]], root: Path) -> list[list[SettingError]]:
+    keys = [_key(asked) for asked in many]
+    by_key = dict(zip(keys, many, strict=True))
+    folder = root / ".work" / "checked"
+    to_ask = [key for key in by_key if not (folder / key).is_file()]
+    found: dict[str, list[SettingError]] = {key: [] for key in by_key}
+    if to_ask:
+        answer = subprocess.run(
+            [sys.executable, "-m", "stages.known_fields"],
+            input=json.dumps([by_key[key] for key in to_ask], default=str),
+            capture_output=True,
+            text=True,
+            cwd=_CODE,
+            check=False,
+        )
+        if answer.returncode != 0:
+            raise StageError(f"the config could not be checked:\n{answer.stderr.strip()[-2000:]}")
+        for key, errors in zip(to_ask, json.loads(answer.stdout), strict=True):
+            found[key] = [SettingError(**{**error, "value": error.get("value", MISSING)}) for error in errors]
+    for key in to_ask:
+        if not found[key]:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / key).touch()
+    return [found[key] for key in keys]
 
 
 def _asked(settings: dict[str, Any], already: Iterable[str]) -> dict[str, Any]:
@@ -233,4 +250,4 @@ if __name__ == "__main__":
     import logging
 
     logging.disable(logging.WARNING)
-    json.dump(list(find_errors(json.load(sys.stdin))), sys.stdout)
+    json.dump([list(find_errors(asked)) for asked in json.load(sys.stdin)], sys.stdout)

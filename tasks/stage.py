@@ -24,6 +24,7 @@ from tasks.display import display, in_words
 from tasks.gpus import check_gpus, gpu_slots
 from tasks.progress import Progress, log_file, read_progress, user_error
 from tasks.summary import StageSummary, headline, read_metrics, read_off
+from tasks.sweep_sharing import computed_once
 from tuneline.errors import StageError, TunelineError
 
 USER_ERROR = 2
@@ -99,7 +100,11 @@ def run_stage(
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *["--force"] * force, name]
     env = {**os.environ, **owner_env(), "PYTHONUNBUFFERED": "1"}
     env |= {"TUNELINE_FLOW_RUN": flow_run, "TUNELINE_PARENT_RUN": parent_run}
-    with gpu_slots(gpus), _watched(Path(root), name, started, output):
+
+    def tell(words: str) -> None:
+        display.say(f"  {name:<9} {words}", "yellow")
+
+    with computed_once(name, Path(root), tell), gpu_slots(gpus), _watched(Path(root), name, started, output):
         code = run_guarded(command, env=env, on_line=output.take)
     seconds = time.monotonic() - began
     if code != 0:
