@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from tuneline.trainers.rich_progress import RichProgressCallback
     from tuneline.trainers.rloo import RLOOTrainer
     from tuneline.trainers.rloo_config import RLOOConfig
+    from tuneline.trainers.server_distillation import ServerDistillationTrainer
+    from tuneline.trainers.server_distillation_config import ServerDistillationConfig
     from tuneline.trainers.sft import SFTTrainer
     from tuneline.trainers.sft_config import SFTConfig
     from tuneline.trainers.tpo import TPOTrainer
@@ -115,6 +117,8 @@ _HOME_OF = {
     "SFTConfig": "tuneline.trainers.sft_config",
     "SFTTrainer": "tuneline.trainers.sft",
     "ScriptArguments": "tuneline.data.mixtures",
+    "ServerDistillationConfig": "tuneline.trainers.server_distillation_config",
+    "ServerDistillationTrainer": "tuneline.trainers.server_distillation",
     "SyncRefModelCallback": "tuneline.trainers.reference",
     "TPOConfig": "tuneline.trainers.tpo_config",
     "TPOTrainer": "tuneline.trainers.tpo",
@@ -186,6 +190,8 @@ __all__ = [
     "SFTConfig",
     "SFTTrainer",
     "ScriptArguments",
+    "ServerDistillationConfig",
+    "ServerDistillationTrainer",
     "SyncRefModelCallback",
     "TPOConfig",
     "TPOTrainer",

@@ -6,14 +6,19 @@ ever exist as a whole, forward or backward."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tuneline.heads import HeadGradients, TargetHead, head_logits, is_uniform, row_chunks
 from tuneline.logprobs import ask_head
-from tuneline.losses.distillation import generalized_jsd, generalized_jsd_and_slopes
+from tuneline.losses.distillation import (
+    Divergence,
+    generalized_jsd,
+    generalized_jsd_and_slopes,
+    jsd_on_support,
+)
 from tuneline.models.layouts import output_head, pad_token_id
 from tuneline.products import fill_up
 from tuneline.trees import PromptTrees, pad_out
@@ -33,6 +38,44 @@ class PendingLogits(NamedTuple):
         if self.weight is not None:
             return head_logits(self.hidden[rows], self.weight, self.bias, temperature).log_softmax(-1)
         return (self.hidden[rows].float() / temperature).log_softmax(-1)
+
+    def divergence(self, log_p_TV: Tensor, rows: slice, beta: float, temperature: float) -> Tensor:
+        return generalized_jsd(log_p_TV, self.logprobs(rows, temperature), beta)
+
+    def divergence_and_slopes(self, log_p_TV: Tensor, rows: slice, beta: float, temperature: float) -> Divergence:
+        return generalized_jsd_and_slopes(log_p_TV, self.logprobs(rows, temperature), beta)
+
+
+class KnownTokens(NamedTuple):
+    """What a teacher says of a few tokens at each target of a batch, at temperature 1."""
+
+    token_ids: Tensor  # (targets, tokens)
+    logprobs: Tensor  # (targets, tokens), float32; minus infinity where a place is empty
+    add_tail: bool  # see `jsd_on_support`
+
+    def divergence(self, log_p_TV: Tensor, rows: slice, beta: float, temperature: float) -> Tensor:
+        known = log_p_TV.gather(-1, self.token_ids[rows])
+        return jsd_on_support(known, self.logprobs[rows], beta, add_tail=self.add_tail)
+
+    def divergence_and_slopes(self, log_p_TV: Tensor, rows: slice, beta: float, temperature: float) -> Divergence:
+        """By autograd over the few tokens, and from them to the logits by hand."""
+        ids = self.token_ids[rows]
+        with torch.enable_grad():
+            known = log_p_TV.detach().gather(-1, ids).requires_grad_()
+            values = jsd_on_support(known, self.logprobs[rows], beta, add_tail=self.add_tail)
+            (by_known,) = torch.autograd.grad(values.sum(), known)
+        slopes_TV = log_p_TV.exp().mul_(-by_known.sum(-1, keepdim=True)).scatter_add_(-1, ids, by_known)
+        return Divergence(values.detach(), slopes_TV)
+
+
+class TeachersAnswer(Protocol):
+    """A teacher's side of the divergence, for the rows of targets that are compared at once."""
+
+    def divergence(self, log_p_TV: Tensor, rows: slice, beta: float, temperature: float) -> Tensor:
+        """(rows,), from the student's log-probabilities (rows, vocab); autograd works."""
+
+    def divergence_and_slopes(self, log_p_TV: Tensor, rows: slice, beta: float, temperature: float) -> Divergence:
+        """The same, with derivatives by the student's logits, without autograd."""
 
 
 class Divergences(NamedTuple):
@@ -61,7 +104,7 @@ def pending_logits(model: nn.Module, trees: PromptTrees) -> PendingLogits:
 def divergences(
     model: nn.Module,
     trees: PromptTrees,
-    teacher: PendingLogits,
+    teacher: TeachersAnswer,
     *,
     beta: float,
     temperature: float = 1.0,
@@ -71,7 +114,7 @@ def divergences(
 
     Args:
         model: the student, wrapped or not (DDP, FSDP, PEFT), that went through `prepare_for_trees`.
-        teacher: of the same targets and vocabulary, see `pending_logits`.
+        teacher: of the same targets: `pending_logits` of a model with the same vocabulary, or `KnownTokens`.
         beta: see `generalized_jsd`.
         temperature: divides the logits of both.
         weights: (targets,), what each counts in the losses; None for 1.
@@ -87,12 +130,12 @@ def divergences(
 
 
 def _padded_divergences(
-    model: nn.Module, trees: PromptTrees, teacher: PendingLogits, beta: float, temperature: float, weights: Tensor
+    model: nn.Module, trees: PromptTrees, teacher: TeachersAnswer, beta: float, temperature: float, weights: Tensor
 ) -> Divergences:
     rows = pad_out(trees, pad_token_id(model))
     output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
     log_p = (output.logits[rows.target_rows, rows.target_columns].float() / temperature).log_softmax(-1)
-    values = generalized_jsd(log_p, teacher.logprobs(slice(None), temperature), beta)
+    values = teacher.divergence(log_p, slice(None), beta, temperature)
     return Divergences(values * weights, values.detach(), _entropies(log_p.detach()))
 
 
@@ -115,7 +158,7 @@ class _DivergenceQuestion:
     """Asks for losses, divergences and entropies."""
 
     rows: Tensor  # (targets,)
-    teacher: PendingLogits
+    teacher: TeachersAnswer
     beta: float
     temperature: float
     weights: Tensor  # (targets,)
@@ -175,8 +218,7 @@ def _chunk(
 ) -> tuple[Tensor, Tensor]:
     """Divergences and entropies of some targets; their gradients, times `weights` (targets,), go into `grads`."""
     log_p_TV = head_logits(hidden[rows], weight, bias, question.temperature).log_softmax(-1)
-    log_q_TV = question.teacher.logprobs(rows, question.temperature)
-    found = generalized_jsd_and_slopes(log_p_TV, log_q_TV, question.beta)
+    found = question.teacher.divergence_and_slopes(log_p_TV, rows, question.beta, question.temperature)
     if grads is not None:
         grads.add(rows, found.slopes.mul_(weights[rows, None]), question.temperature)
     return found.values, _entropies(log_p_TV)

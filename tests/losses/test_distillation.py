@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tuneline.losses.distillation import generalized_jsd, generalized_jsd_and_slopes
+from tuneline.losses.distillation import generalized_jsd, generalized_jsd_and_slopes, jsd_on_support
 
 BETAS = (0.0, 0.1, 0.5, 1.0)
 
@@ -63,3 +63,44 @@ def test_values_are_trls():
         theirs = gkd.GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, temperature=0.7, reduction="none")
         ours = generalized_jsd((student[0] / 0.7).log_softmax(-1), (teacher[0] / 0.7).log_softmax(-1), beta)
         assert_close(ours, theirs[0].sum(-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("add_tail", [True, False])
+def test_a_few_tokens_and_a_tail_are_a_distribution_of_their_own(beta, add_tail):
+    student, teacher = torch.tensor([[0.5, 0.2, 0.2, 0.1]]), torch.tensor([[0.1, 0.6, 0.1, 0.2]])
+    known = [1, 0]
+    rest = ([0.3], [0.3]) if add_tail else ([], [])
+    both = [
+        torch.tensor([[*one[0, known].tolist(), *left]]) for one, left in zip((student, teacher), rest, strict=True)
+    ]
+    expected = generalized_jsd(*[(one / one.sum()).log() for one in both], beta)
+    found = jsd_on_support(student[:, known].log(), teacher[:, known].log(), beta, add_tail=add_tail)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_an_empty_place_changes_nothing(beta):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 9).log_softmax(-1)
+    wider = (student[:, :3], torch.cat([teacher[:, :2], torch.full((3, 1), -torch.inf)], -1))
+    found = jsd_on_support(*wider, beta, add_tail=True)
+    assert_close(found, jsd_on_support(student[:, :2], teacher[:, :2], beta, add_tail=True))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("add_tail", [True, False])
+def test_values_on_few_tokens_are_trls(beta, add_tail):
+    module = "trl.experimental.server_distillation.server_distillation_trainer"
+    theirs = pytest.importorskip(module, reason="parity is measured against TRL")
+    torch.manual_seed(1)
+    student, teacher = torch.randn(2, 6, 9).log_softmax(-1)[..., :3]
+    mask = torch.ones_like(student, dtype=torch.bool)
+    if add_tail:
+        p, mask_of_all = theirs._add_tail_bucket(student, mask)
+        q, _ = theirs._add_tail_bucket(teacher, mask)
+    else:
+        p, q = (one - one.logsumexp(-1, keepdim=True) for one in (student, teacher))
+        mask_of_all = mask
+    expected = theirs._jsd_divergence(p, q, beta, mask_of_all).sum(-1)
+    assert_close(jsd_on_support(student, teacher, beta, add_tail=add_tail), expected, rtol=1e-5, atol=1e-6)

@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
             from tuneline.cli.launch import launch
 
             return launch(arguments[0], arguments[1:])
+        if arguments[0] == "vllm-serve":
+            from tuneline.cli.serving import serve
+
+            return serve(arguments[1:])
         parsed = parser.parse_args(arguments)
         if run_here(parsed, parser):
             return 0

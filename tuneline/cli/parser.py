@@ -7,9 +7,10 @@ from typing import NoReturn
 
 from tuneline.cli.methods import METHODS
 from tuneline.cli.parser_deployments import add_gpus, add_notify, add_server
+from tuneline.cli.parser_lineage import add_lineage_commands
 from tuneline.cli.parser_models import add_chat
 
-STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
+STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "collect")
 SHELLS = ("bash", "zsh")
 DATA_TYPES = (
     "language-modeling",
@@ -94,12 +95,14 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     add_gpus(command("gpus", "Make or change the limit on Prefect's server that GPUs are shared by."))
     add_notify(command("notify", "Post to an address when a run fails, dies, or makes a model that is refused."))
     command("report", "Write the HTML report of the last run again, and print its path.")
+    add_lineage_commands(command)
     command("env", "Print versions, processors, memory and where the checkout is.")
     _add_convert(command("convert", "Write a data set as another of the types that trainers read."))
     _add_merge(command("merge", "Write a saved adapter and its base as one model."))
     add_chat(command("chat", "Talk with models of the line, or any other, in the terminal."))
     completion = command("completion", "Print the completion of commands and flags for a shell.")
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=" or ".join(SHELLS))
+    commands.add_parser("vllm-serve", help="Serve a model for training with vLLM; takes vLLM's flags.", add_help=False)
     for name, method in METHODS.items():
         # its options need the libraries, so `tuneline.cli.launch` reads them
         commands.add_parser(name, help=method.help, add_help=False)

@@ -72,5 +72,30 @@ def generalized_jsd_and_slopes(student_logprobs: Tensor, teacher_logprobs: Tenso
     return Divergence(beta * of_teacher + (1 - beta) * of_student, slopes)
 
 
+def jsd_on_support(student_logprobs: Tensor, teacher_logprobs: Tensor, beta: float, *, add_tail: bool) -> Tensor:
+    """The divergence where the teacher's log-probabilities are known of a few tokens only; autograd works.
+
+    Args:
+        student_logprobs: (targets, tokens) of those tokens, by the student's whole distribution.
+        teacher_logprobs: (targets, tokens); minus infinity where a place is empty.
+        beta: see `generalized_jsd`.
+        add_tail: what is left of both distributions counts as one more token; otherwise both are normalised over the
+            tokens that are known.
+
+    Returns:
+        (targets,)
+    """
+    is_empty = teacher_logprobs == -torch.inf
+    both = [logprobs.masked_fill(is_empty, -torch.inf) for logprobs in (student_logprobs, teacher_logprobs)]
+    ready = [_with_tail(one) if add_tail else one - one.logsumexp(-1, keepdim=True) for one in both]
+    return generalized_jsd(ready[0], ready[1], beta)
+
+
+def _with_tail(logprobs_TK: Tensor) -> Tensor:
+    """(targets, tokens + 1); at least 1e-7 is left, so that its logarithm has a slope."""
+    total = logprobs_TK.logsumexp(-1, keepdim=True).clamp(max=-1e-7)
+    return torch.cat([logprobs_TK, torch.log(-torch.expm1(total))], -1)
+
+
 def _log_mixture(log_p_TV: Tensor, log_q_TV: Tensor, beta: float) -> Tensor:
     return torch.logaddexp(log_p_TV + math.log1p(-beta), log_q_TV + math.log(beta))

@@ -26,12 +26,19 @@ class VLLMClient:
         base_url: such as `http://127.0.0.1:8000`.
         timeout: seconds for a whole call, unless the call says otherwise.
         why_down: asked when a call fails; what is known of a server that has ended, or None.
+        option: the setting that the address comes from, for the message where it is none.
     """
 
-    def __init__(self, base_url: str, timeout: float = 600.0, why_down: Callable[[], str | None] = lambda: None):
+    def __init__(
+        self,
+        base_url: str,
+        timeout: float = 600.0,
+        why_down: Callable[[], str | None] = lambda: None,
+        option: str = "vllm_server_base_url",
+    ):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"vllm_server_base_url={base_url!r} is no address of a server; write http://HOST:PORT.")
+            raise ConfigError(f"{option}={base_url!r} is no address of a server; write http://HOST:PORT.")
         self.base_url = base_url.rstrip("/")
         self.timeout = timeout
         self._why_down = why_down

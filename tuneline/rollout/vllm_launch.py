@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import tuneline
 from tuneline.errors import ConfigError, RolloutError
@@ -30,22 +31,26 @@ PYTHON = "TUNELINE_VLLM_PYTHON"
 _STOP_SECONDS = 20.0
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves for adapters
 
-# The child asks for a signal at its parent's end, and becomes the server. `vllm serve` looks for the version of a
-# package named vllm, which the CPU build is not; its other entry point does not.
-_SHIM = """
-import ctypes, importlib.util, os, signal, sys
-from importlib import metadata
+# The child asks for a signal at its parent's end.
+_TIED = """
+import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
+if os.getppid() != int(sys.argv.pop(1)):
     sys.exit("the process that started this server has ended")
+"""
+# It becomes the server. `vllm serve` looks for the version of a package named vllm, which the CPU build is not; its
+# other entry point does not.
+_SERVE = """
+import importlib.util, os, sys
+from importlib import metadata
 if importlib.util.find_spec("vllm") is None:
     sys.exit(f"{sys.executable} has no vllm")
 if any(d.metadata["Name"] == "vllm" for d in metadata.distributions(name="vllm")):
     serve = ["-m", "vllm.entrypoints.cli.main", "serve"]
 else:
     serve = ["-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", "--model"]
-os.execv(sys.executable, [sys.executable, *serve, *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, *serve, *sys.argv[1:]])
 """
 
 _QUIET = {
@@ -176,16 +181,13 @@ def start_server(
     """
     port = port or _free_port(host)
     base_url = f"http://{host}:{port}"
-    interpreter = str(python or os.environ.get(PYTHON) or sys.executable)
     log = Path(log_file) if log_file else Path(tempfile.mkdtemp(prefix="tuneline-vllm-")) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [str(model), "--host", host, "--port", str(port), *(server_options() if options is None else options)]
-    command = [interpreter, "-c", _SHIM, str(os.getpid()), *arguments]
-    inherited = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
-    paths = os.pathsep.join(filter(None, [_import_path(), inherited.get("PYTHONPATH")]))
+    command = [_interpreter(python), "-c", _TIED + _SERVE, str(os.getpid()), *arguments]
     started = time.monotonic()
     logger.info("starting a vLLM server at %s, log in %s: %s", base_url, log, shlex.join(arguments))
-    server = ServerProcess(command, {**inherited, **_QUIET, **(env or {}), "PYTHONPATH": paths}, base_url, log)
+    server = ServerProcess(command, {**_environment(), **(env or {})}, base_url, log)
     try:
         VLLMClient(base_url, why_down=server.why_down).wait_until_healthy(timeout)
     except RolloutError as error:
@@ -196,6 +198,35 @@ def start_server(
         raise
     logger.info("the vLLM server at %s is ready after %.1f s", base_url, time.monotonic() - started)
     return server
+
+
+def become_server(model: str | Path, options: Sequence[str], *, python: str | Path | None = None) -> NoReturn:
+    """Replace this process with `vllm serve`, which then has its terminal and its signals.
+
+    Args:
+        options: of `vllm serve`, host and port among them.
+        python: as of `start_server`.
+
+    Raises:
+        RolloutError: there is no such interpreter.
+    """
+    interpreter = _interpreter(python)
+    sys.stdout.flush()
+    try:
+        os.execve(interpreter, [interpreter, "-c", _SERVE, str(model), *options], _environment())
+    except OSError as error:
+        raise RolloutError(f"cannot start a vLLM server with {interpreter}: {error}") from error
+
+
+def _interpreter(python: str | Path | None) -> str:
+    return str(python or os.environ.get(PYTHON) or sys.executable)
+
+
+def _environment() -> dict[str, str]:
+    """This process's variables, as a server needs them."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
+    paths = os.pathsep.join(filter(None, [_import_path(), inherited.get("PYTHONPATH")]))
+    return {**inherited, **_QUIET, "PYTHONPATH": paths}
 
 
 # What a launcher tells this process about its place among the ranks is not the server's.

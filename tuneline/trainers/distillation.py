@@ -20,6 +20,7 @@ from tuneline.trainers.distillation_config import DistillationConfig, TeacherCon
 from tuneline.trainers.drawing import Drawn
 from tuneline.trainers.experience import Experience, ScoredRollout
 from tuneline.trainers.online import OnlineTrainer
+from tuneline.trainers.server_teacher import ServerTeacher
 from tuneline.trainers.teacher import Teacher
 
 
@@ -31,7 +32,7 @@ class TaughtTrainer(OnlineTrainer):
 
     args: TeacherConfig
     learns_from_rewards = False
-    teacher: Teacher
+    teacher: Teacher | ServerTeacher
 
     @property
     def divergence_temperature(self) -> float:
@@ -45,6 +46,12 @@ class TaughtTrainer(OnlineTrainer):
         kwargs = kwargs if isinstance(model, str) else {}
         init_kwargs = self.args.teacher_model_init_kwargs
         self.teacher = Teacher(model, policy_of(self.model), self.args.device, init_kwargs, **kwargs)
+
+    @property
+    def local_teacher(self) -> Teacher:
+        """The teacher that lies in this process."""
+        assert isinstance(self.teacher, Teacher)
+        return self.teacher
 
     def has_reference(self, args: Any) -> bool:
         return False
@@ -70,7 +77,7 @@ class TaughtTrainer(OnlineTrainer):
         found = divergences(
             model,
             trees,
-            self.teacher.logits(trees),
+            self.teacher.answer(trees),
             beta=self.args.beta,
             temperature=self.divergence_temperature,
             weights=weights,

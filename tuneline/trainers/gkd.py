@@ -81,7 +81,7 @@ class GKDTrainer(TaughtTrainer):
         )
         self.take_teacher(teacher_model, trust_remote_code=config.trust_remote_code)
         self.teachers_engine = (
-            TransformersEngine(self.teacher.model, max_cached_tokens=config.generation_tokens)
+            TransformersEngine(self.local_teacher.model, max_cached_tokens=config.generation_tokens)
             if config.seq_kd and config.lmbda < 1
             else None
         )

@@ -53,5 +53,5 @@ class Teacher:
             )
         self.model: nn.Module = teacher.to(device).eval().requires_grad_(False)
 
-    def logits(self, trees: PromptTrees) -> PendingLogits:
+    def answer(self, trees: PromptTrees) -> PendingLogits:
         return pending_logits(self.model, trees)
