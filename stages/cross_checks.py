@@ -18,7 +18,7 @@ from stages.settings_errors import MISSING, SettingError
 
 
 def contradictions(config: PipelineConfig) -> list[SettingError]:
-    checks = (_missing_files, _noise, _lengths, _launches, _rewards, _evaluation)
+    checks = (_missing_files, _noise, _lengths, _launches, _rewards, _evaluation, _collection)
     return [error for check in checks for error in check(config)]
 
 
@@ -26,6 +26,7 @@ def _missing_files(config: PipelineConfig) -> Iterator[SettingError]:
     prepare, model = config.prepare, config.model
     sources = {name: getattr(prepare, name) for name in ("demonstrations", "preferences", "prompts", "test")}
     named = {f"prepare.{name}.path": source.path for name, source in sources.items() if source is not None}
+    named |= {"prepare.collected": prepare.collected}
     named |= {"model.name_or_path": model.name_or_path, "model.chat_template": model.chat_template}
     named |= {f"{name}.launch.config_file": _section(config, name).launch.config_file for name in TRAINING_STAGES}
     always_files = ("chat_template", "config_file")
@@ -113,6 +114,25 @@ def _evaluation(config: PipelineConfig) -> Iterator[SettingError]:
     if options.num_completions > 1 and options.temperature == 0:
         reason = "are all the same at temperature 0; set evaluate.temperature"
         yield SettingError("evaluate.num_completions", options.num_completions, reason)
+
+
+def _collection(config: PipelineConfig) -> Iterator[SettingError]:
+    if config.prepare.collected is not None and config.prepare.preferences is None:
+        reason = "are added to prepare.preferences, and there are none"
+        yield SettingError("prepare.collected", config.prepare.collected, reason)
+    options = config.collect
+    if options is None:
+        return
+    policy_off = config.why_off(config.collected_policy)
+    if policy_off is not None:
+        yield SettingError("collect.policy", options.policy, f"the line has no such policy ({policy_off})")
+    reward_off = config.why_off("reward")
+    if options.labels == "reward" and reward_off is not None:
+        yield SettingError("collect.labels", options.labels, f"the line has no reward model ({reward_off})")
+    for name in ("url", "base_url"):
+        url = options.judge and getattr(options.judge, name)
+        if url and not url.startswith(("http://", "https://")):
+            yield SettingError(f"collect.judge.{name}", url, "should begin with http:// or https://")
 
 
 def _section(config: PipelineConfig, name: str) -> TrainingSection:

@@ -31,8 +31,6 @@ Metrics, where POLICY is `sft`, `dpo`, `ppo` or `grpo`; those marked * have a 95
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +41,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.completions_done import Progress
 from stages.context import StageContext
 from stages.evaluate_files import write_results
 from stages.off import why_off
@@ -75,21 +74,6 @@ class Policy:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-
-
-class Progress:
-    """Lines of metrics.jsonl, begun anew by each run: a step is a completion."""
-
-    def __init__(self, file: Path, max_steps: int):
-        self.file, self.max_steps, self.step = file, max_steps, 0
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("")
-
-    def write(self, metrics: Mapping[str, float], num_done: int = 0) -> None:
-        """`num_done` completions on top of those of finished parts."""
-        line = {"step": self.step + num_done, "max_steps": self.max_steps, "timestamp": int(time.time() * 1000)}
-        with self.file.open("a") as file:
-            file.write(json.dumps({**line, "metrics": dict(metrics)}) + "\n")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ PLOTTED = {
     "dpo": ("train/loss", "train/rewards/accuracies"),
     "ppo": ("train/reward", "train/rewards/verifier/mean", "train/completions/mean_length"),
     "grpo": ("train/reward", "train/completions/mean_length"),
+    "collect": (),
 }
 
 

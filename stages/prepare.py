@@ -44,7 +44,7 @@ from tuneline.models.tiny import make_model
 
 logger = get_logger(__name__)
 
-SOURCES = ("demonstrations", "preferences", "prompts", "test")
+SOURCES = ("demonstrations", "preferences", "collected", "prompts", "test")
 
 
 def main() -> None:
@@ -66,6 +66,7 @@ def prepare(config: PipelineConfig, prepared_folder: Path, base_folder: Path, re
         options.eval_fraction,
         options.on_bad_rows,
         _read(options.prompts, "prompts", config) if options.prompts else None,
+        iter_source(options.collected) if options.collected else None,
     )
     files = _write_rows(rows, prepared_folder)
     tokenizer = _make_base(config, rows, base_folder)
@@ -115,8 +116,8 @@ def _write_rows(rows: Prepared, folder: Path) -> dict[str, Path]:
         name: folder / f"{name}.parquet"
         for name in ("sft/train", "sft/eval", "preference/train", "preference/eval", "grpo/train", "test")
     }
-    for name, split in (("sft", rows.demonstrations), ("preference", rows.preferences)):
-        write_parquet({files[f"{name}/train"]: split.train, files[f"{name}/eval"]: split.eval})
+    for name, split, more in (("sft", rows.demonstrations, []), ("preference", rows.preferences, rows.collected)):
+        write_parquet({files[f"{name}/train"]: [*split.train, *more], files[f"{name}/eval"]: split.eval})
     write_parquet({files["grpo/train"]: rows.prompts})
     write_parquet({files["test"]: rows.test})
     with (folder / "skipped.jsonl").open("w", encoding="utf-8") as skipped:
@@ -159,7 +160,10 @@ def _chat_template(path: str | None) -> str | None:
 
 
 def texts(rows: Prepared) -> Iterator[str]:
-    """What a tokenizer may learn from: the words of the rows to train on, not of those held out."""
+    """What a tokenizer may learn from: the words of the rows to train on, not of those held out.
+
+    Nor of what was collected from the line's own policies: another tokenizer would make another model to start from.
+    """
     for row in [*rows.demonstrations.train, *rows.preferences.train]:
         for field in ("prompt", "completion", "chosen", "rejected", "messages", "text"):
             value = row.get(field, "")
@@ -184,6 +188,9 @@ def _summary(config: PipelineConfig, rows: Prepared, lengths: dict[str, Lengths]
     sources = {}
     taken_from = {"demonstrations": "preferences", "prompts": "demonstrations"}
     for name in (name for name in SOURCES if name in rows.counts):
+        if name == "collected":
+            sources[name] = {"from": {"path": config.prepare.collected}, "counts": rows.counts[name].as_dict()}
+            continue
         source: Source | None = getattr(config.prepare, name)
         held_out = "preferences" if config.prepare.preferences is not None else "demonstrations"
         origin = taken_from.get(name, held_out) if source is None else _origin(source)

@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from stages.schema_base import Count, FilePath, Name, Section, is_local
+from stages.schema_collect import CollectSection
 from stages.schema_gates import GatesSection
 from stages.schema_promotion import PromotionSection
 
 from stages.schema_costs import CostsSection
 
-STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate")
+STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "collect")
 TRAINING_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
 ONLINE_STAGES = ("ppo", "grpo")
+NEWEST_FIRST = ("ppo", "grpo", "dpo", "sft")
 REWARD_MODEL = "models/reward"
 REWARD_METRICS = "reports/reward/metrics.json"
 MOST_REWARD_PATHS = 4
@@ -142,6 +144,11 @@ class PrepareSection(Section):
     )
     preferences: Source | None = Field(
         default=None, description="Pairs for the reward model and for DPO; null turns both off."
+    )
+    collected: FilePath | None = Field(
+        default=None,
+        description="Preferences collected from the line's own policies, to train on beside the others: a JSONL file "
+        "of `tuneline collect export`. `tuneline rounds` sets it.",
     )
     prompts: Source | None = Field(
         default=None,
@@ -297,6 +304,7 @@ class PipelineConfig(Section):
     ppo: PPOSection = Field(default_factory=lambda: PPOSection(rewards=[]), description="Proximal policy optimization.")
     grpo: GRPOSection = Field(default_factory=GRPOSection, description="Group-relative policy optimization, or RLOO.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="Evaluation.")
+    collect: CollectSection | None = Field(default=None, description="Preference collection; null: none.")
     gates: GatesSection = Field(default_factory=GatesSection, description="What has to hold before a stage begins.")
     promotion: PromotionSection | None = Field(
         default=None, description="When the evaluated policy becomes champion in MLflow's registry; null: never."
@@ -322,15 +330,26 @@ class PipelineConfig(Section):
             "grpo_launch": self.grpo.launch.config_file,
             "verifier": self.evaluate.verifier and Reward(name=self.evaluate.verifier).path,
             "ppo_verifier": self.ppo.verifier and Reward(name=self.ppo.verifier).path,
+            "collected": prepare.collected,
+            "collect_verifier": self.collect and self.collect.verifier and Reward(name=self.collect.verifier).path,
         }
         local = {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
         for name, section in (("grpo", self.grpo), ("ppo", self.ppo)):
-            judged = self.gates.reward_accuracy is not None and any(reward.model is True for reward in section.rewards)
-            local[f"{name}_reward_metrics"] = REWARD_METRICS if judged else NO_FILE
+            learns_from_it = any(reward.model is True for reward in section.rewards)
+            local[f"{name}_reward_metrics"] = REWARD_METRICS if learns_from_it else NO_FILE
+        has_reward_model = self.collect is not None and self.why_off("reward") is None
+        local["collect_reward"] = REWARD_MODEL if has_reward_model else NO_FILE
+        local["collect_policy"] = NO_FILE if self.collect is None else f"models/{self.collected_policy}"
         for prefix, section in (("", self.grpo), ("ppo_", self.ppo)):
             rewards = [*section.reward_paths, *[NO_FILE] * MOST_REWARD_PATHS][:MOST_REWARD_PATHS]
             local |= {f"{prefix}reward_{number}": path for number, path in enumerate(rewards, 1)}
         return local
+
+    @property
+    def collected_policy(self) -> str:
+        """The stage whose policy is asked by collect."""
+        named = "newest" if self.collect is None else self.collect.policy
+        return next(name for name in NEWEST_FIRST if self.why_off(name) is None) if named == "newest" else named
 
     def why_off(self, stage: str) -> str | None:
         """Why a stage has nothing to do in this line; None for one that has."""
@@ -340,4 +359,6 @@ class PipelineConfig(Section):
             return "off: there is no ppo section, or ppo.rewards is empty"
         if stage == "grpo" and not self.grpo.rewards:
             return "off: grpo.rewards is empty"
+        if stage == "collect" and self.collect is None:
+            return "off: there is no collect section"
         return None

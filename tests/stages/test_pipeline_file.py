@@ -23,6 +23,7 @@ PLUMBING = {
     "stages/schema_base.py",
     "stages/schema_gates.py",
     "stages/schema_promotion.py",
+    "stages/schema_collect.py",
     "stages/settings_errors.py",
     "stages/storage.py",
     "stages/supervise.py",

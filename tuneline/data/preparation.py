@@ -45,6 +45,7 @@ class Prepared:
     test: list[Row]
     counts: dict[str, Counts]
     bad: list[BadRow] = field(default_factory=list)
+    collected: list[Row] = field(default_factory=list)  # preferences of the line's own answers, to train on too
 
 
 def prepare_rows(
@@ -54,6 +55,7 @@ def prepare_rows(
     eval_fraction: float,
     on_bad_rows: str = "error",
     prompts: Iterable[SourceRow | BadRow] | None = None,
+    collected: Iterable[SourceRow | BadRow] | None = None,
 ) -> Prepared:
     """Check, deduplicate and split the rows of the sources.
 
@@ -65,6 +67,8 @@ def prepare_rows(
         test: None takes the held-out prompts of the preferences, or of the demonstrations where there are none.
         on_bad_rows: `error`, or `skip`, which leaves them out and hands them back.
         prompts: None takes those of the demonstrations to train on; a text that is no answer to anything has none.
+        collected: preferences to train on beside the others. None of them is held out, so that what is measured on
+            the held-out ones can be compared from round to round.
 
     Raises:
         DataError: there are bad rows and they are not to be skipped; or nothing is left to train on, or to hold out.
@@ -85,6 +89,9 @@ def prepare_rows(
     explored = _checked(prompts or [], Validator(rewarded_question), counts["prompts"], bad)
     asked = [] if test is None else _checked(test, Validator(question), counts["test"], bad)
     asked = _one_a_prompt(asked, counts["test"])
+    if collected is not None:
+        counts["collected"] = Counts()
+    fresh = [] if collected is None else _pairs(collected, counts["collected"], bad)
     if bad and on_bad_rows == "error":
         remedy = "Mend or remove them, or leave them out with `prepare.on_bad_rows: skip`."
         raise bad_rows_error(bad, remedy)
@@ -98,6 +105,9 @@ def prepare_rows(
     if prompts is None:
         explored = list(_questions(splits["demonstrations"].train))
         counts["prompts"].read = len(explored)
+    if fresh:
+        fresh = _apart(fresh, held_out, counts["collected"])
+        counts["collected"].train = len(fresh)
     explored = _apart(_one_a_prompt(explored, counts["prompts"]), held_out, counts["prompts"])
     counts["prompts"].train = len(explored)
     if test is None:
@@ -106,7 +116,8 @@ def prepare_rows(
         asked = _one_a_prompt(questions, counts["test"])
     counts["test"].eval = len(asked)
     _check_filled(splits, asked, explored if prompts is not None else None, counts)
-    return Prepared(splits["demonstrations"], splits.get("preferences", Split([], [])), explored, asked, counts, bad)
+    pairs = splits.get("preferences", Split([], []))
+    return Prepared(splits["demonstrations"], pairs, explored, asked, counts, bad, fresh)
 
 
 def _pairs(rows: Iterable[SourceRow | BadRow], counts: Counts, bad: list[BadRow]) -> list[Row]:
