@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from tuneline.chat_templates.checks import masking_problems
 from tuneline.chat_templates.families import recognise
@@ -12,13 +12,13 @@ from tuneline.logging import get_logger
 logger = get_logger(__name__)
 
 
-def masking_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def masking_template(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> str | None:
     """What `assistant_only_loss` renders dialogues with; None for the tokenizer's own template.
 
     A template without marks is replaced by the training template of its family. What marks leave out is warned of. A
-    template of no known family stays: rows that need marks are refused when they are tokenised.
+    template of no known family, or of a processor, stays: rows that need marks are refused when they are tokenised.
     """
-    if tokenizer.chat_template is None:
+    if isinstance(tokenizer, ProcessorMixin) or tokenizer.chat_template is None:
         return None
     template = None
     if not has_generation_markers(tokenizer.get_chat_template()):

@@ -12,13 +12,18 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AddedToken,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
 from tuneline.errors import ConfigError, ModelError
@@ -39,8 +44,22 @@ def resolve_model(path: str | Path) -> tuple[str, str | None]:
 
 
 def load_causal_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
-    """A causal language model in float32, unless `init_kwargs` names another dtype."""
-    return _load(AutoModelForCausalLM, name, init_kwargs, **kwargs)
+    """A causal language model in float32, unless `init_kwargs` names another dtype; one that reads images too where
+    the checkpoint is one."""
+    settings = json.loads(init_kwargs) if isinstance(init_kwargs, str) else init_kwargs or {}
+    options = {"trust_remote_code": bool(kwargs.get("trust_remote_code")), "revision": settings.get("revision")}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError):  # whatever it is, loading the model says it better
+        config = PreTrainedConfig()
+    return _load(
+        AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM, name, init_kwargs, **kwargs
+    )
+
+
+def reads_images(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration is a vision-language model."""
+    return hasattr(config, "vision_config")
 
 
 def load_seq2seq_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
@@ -89,6 +108,22 @@ def load_tokenizer(
     # How it was loaded is not what it is: saved with it, the same tokenizer would differ where HF_HUB_OFFLINE does.
     tokenizer.init_kwargs.pop("local_files_only", None)
     return tokenizer
+
+
+def load_processor(name: str, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """The processor of a vision-language model: a tokenizer and an image processor."""
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"cannot load a processor from {name!r} ({str(error).splitlines()[0]}); pass one as processing_class."
+        ) from error
+    if not isinstance(processor, ProcessorMixin):
+        raise ModelError(
+            f"{name!r} is a vision-language model and has no processor beside it, only a {type(processor).__name__}; "
+            "pass one as processing_class."
+        )
+    return processor
 
 
 def set_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, pad_token: str | None) -> None:

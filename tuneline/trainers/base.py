@@ -20,18 +20,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    ProcessorMixin,
     ProgressCallback,
     Trainer,
     TrainerCallback,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from tuneline.data.images import image_token_ids, tokenizer_of
 from tuneline.data.tokenize import TokenizationReport, Tokenized
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
 from tuneline.metrics import Metrics, Recorded
 from tuneline.models.layouts import prepare_for_trees
-from tuneline.models.loading import load_tokenizer, set_special_tokens, take_chat_template
+from tuneline.models.loading import load_processor, load_tokenizer, reads_images, set_special_tokens, take_chat_template
+from tuneline.models.padded import image_token_id
 from tuneline.trainers.base_config import BaseConfig
 from tuneline.trainers.older_names import taking_older_arguments
 from tuneline.trainers.rich_progress import RichProgressCallback
@@ -232,19 +235,52 @@ def ready_tokenizer(
     args: Any,
     eos_token: str | None = None,
     chat_template_path: str | None = None,
-) -> PreTrainedTokenizerBase:
-    if processing_class is None:
-        processing_class = load_tokenizer(model.config.name_or_path, trust_remote_code=args.trust_remote_code)
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
-        raise ConfigError(
-            f"processing_class is a {type(processing_class).__name__}; pass a tokenizer (no image processor)."
-        )
-    set_special_tokens(processing_class, eos_token, args.pad_token)
+    *,
+    takes_images: bool = False,
+) -> Any:
+    """The tokenizer, with its special tokens; where the method takes images, the processor that holds it."""
+    name, trust = model.config.name_or_path, args.trust_remote_code
+    if processing_class is None and takes_images and reads_images(model.config):
+        processing_class = load_processor(name, trust_remote_code=trust)
+    elif processing_class is None:
+        processing_class = load_tokenizer(name, trust_remote_code=trust)
+    tokenizer = processing_class
+    if isinstance(processing_class, ProcessorMixin):
+        tokenizer = ready_processor(processing_class, model, args, takes_images)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(f"processing_class is a {type(processing_class).__name__}; pass a tokenizer or a processor.")
+    set_special_tokens(tokenizer, eos_token, args.pad_token)
     if chat_template_path is not None:
-        take_chat_template(model, processing_class, chat_template_path)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = processing_class.pad_token_id
+        take_chat_template(model, tokenizer, chat_template_path)
+        processing_class.chat_template = tokenizer.chat_template
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
     return processing_class
+
+
+def ready_processor(processor: ProcessorMixin, model: nn.Module, args: Any, takes_images: bool) -> Any:
+    """The tokenizer of a processor that goes with the model.
+
+    Raises:
+        ConfigError: the method reads text alone, or the model and the processor name different image tokens.
+    """
+    if not takes_images:
+        raise ConfigError(
+            f"processing_class is a {type(processor).__name__}, and this method reads text alone; pass its tokenizer "
+            "(processor.tokenizer). Images are read by SFT, DPO, GRPO and RLOO."
+        )
+    expected, given = image_token_id(model), image_token_ids(processor)
+    if expected not in given:
+        raise ConfigError(
+            f"processing_class is a {type(processor).__name__} whose image tokens are {given}, and the model's "
+            f"image_token_id is {expected}; pass the processor that belongs to the model."
+        )
+    # A batch without images leaves the part of the model that reads them without gradients.
+    is_reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if args.ddp_find_unused_parameters is None and not is_reentrant:
+        args.ddp_find_unused_parameters = True
+    return tokenizer_of(processor)
 
 
 def tokenize_all(

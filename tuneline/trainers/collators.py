@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
+from transformers import ProcessorMixin
 
+from tuneline.data.images import WithImages
 from tuneline.trees import Branch, PromptTrees, Tree, lay_out
 
 Row = dict[str, Any]
+
+
+def reading_images(collate: Callable[[Sequence[Row]], Any], processing_class: Any) -> Callable[[Sequence[Row]], Any]:
+    """A collator that gives each tree the images of its row, where a processor can read them."""
+    return WithImages(collate, processing_class) if isinstance(processing_class, ProcessorMixin) else collate
 
 
 def collate_texts(rows: Sequence[Row]) -> PromptTrees:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
+from tuneline.data.multimodal_rendering import ProcessingClass
 from tuneline.data.tokenize import Tokenized, tokenize_for_preference
 from tuneline.logprobs import sum_by_sequence, token_logprobs
 from tuneline.losses.preference import dpo_loss, length_desensitized_logps, wpo_weights
@@ -28,7 +28,8 @@ class DPOTrainer(ReferencedTrainer):
         model: a name or folder, a model, or a PEFT model.
         ref_model: the reference. None: a frozen copy of the model; with a new adapter, the model without it; with an
             adapter that is trained on, a frozen copy of that adapter.
-        train_dataset, eval_dataset: preferences (`chosen`, `rejected`, `prompt` if any), standard or conversational.
+        train_dataset, eval_dataset: preferences (`chosen`, `rejected`, `prompt` if any), standard or conversational;
+            those with `images` or `image` need a vision-language model.
 
     Raises:
         ConfigError, DataError, ModelError: before any training.
@@ -37,9 +38,10 @@ class DPOTrainer(ReferencedTrainer):
     config_class = DPOConfig
     collate = staticmethod(collate_preferences)
     reference_column = "ref_chosen_logps"
+    takes_images = True
     args: DPOConfig
 
-    def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: DPOConfig, is_training: bool) -> Tokenized:
+    def tokenize(self, rows: Rows, tokenizer: ProcessingClass, args: DPOConfig, is_training: bool) -> Tokenized:
         return tokenize_for_preference(
             rows,
             tokenizer,

@@ -28,7 +28,7 @@ from tuneline.trainers.base import (
     tokenize_all,
 )
 from tuneline.trainers.base_config import OfflineConfig
-from tuneline.trainers.collators import Row
+from tuneline.trainers.collators import Row, reading_images
 from tuneline.trainers.reference import Reference, SyncReference, add_reference_adapter, frozen_copy
 from tuneline.trees import PromptTrees
 
@@ -54,6 +54,7 @@ class OfflineTrainer(BaseTrainer):
     """
 
     config_class: ClassVar[type[OfflineConfig]]
+    takes_images: ClassVar[bool] = False
     args: Any
 
     def __init__(
@@ -77,7 +78,7 @@ class OfflineTrainer(BaseTrainer):
         if args is None:
             args = default_args(self.config_class, given, self.config_class.__name__.removesuffix("Config"))
         policy = _loaded(given, args, quantization_config)
-        tokenizer = ready_tokenizer(processing_class, policy, args)
+        tokenizer = ready_tokenizer(processing_class, policy, args, takes_images=self.takes_images)
         continues_adapter = isinstance(policy, PeftModel) and peft_config is None
         policy = add_adapter(policy, peft_config)
         reject_prompt_learning(policy)
@@ -94,7 +95,7 @@ class OfflineTrainer(BaseTrainer):
             model=policy,
             args=args,
             tokenization_reports=reports,
-            data_collator=data_collator or self.collate,
+            data_collator=data_collator or reading_images(self.collate, tokenizer),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -272,7 +273,7 @@ class ReferencedTrainer(OfflineTrainer):
         starts = list(range(0, len(rows), size))[rank::world]
         for start in tqdm(starts, desc="reference", disable=rank > 0 or self.args.disable_tqdm):
             batch = rows[start : start + size]
-            batch = self.collate(
+            batch = self.data_collator(
                 [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
             )
             with self.compute_loss_context_manager():

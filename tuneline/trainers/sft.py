@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from tuneline.chat_templates.masking import masking_template
+from tuneline.data.images import check_images_are_read
 from tuneline.data.packing import pack_dataset
 from tuneline.data.tokenize import Tokenized, tokenize_for_sft
 from tuneline.errors import ConfigError
@@ -24,7 +25,7 @@ from tuneline.trainers.base import (
     reject_prompt_learning,
     tokenize_all,
 )
-from tuneline.trainers.collators import collate_texts
+from tuneline.trainers.collators import collate_texts, reading_images
 from tuneline.trainers.sft_config import SFTConfig
 from tuneline.trees import PromptTrees
 
@@ -38,6 +39,8 @@ class SFTTrainer(BaseTrainer):
         train_dataset, eval_dataset: language modelling (`text`, `messages`, ShareGPT `conversations`),
             prompt-completion
             (`prompt`, `completion`), standard or conversational, or tokenised (`input_ids` and masks or `labels`).
+            Rows with `images` or `image` need a vision-language model.
+        processing_class: a tokenizer; for a vision-language model its processor.
         formatting_func: makes a text of a row.
 
     Raises:
@@ -80,13 +83,17 @@ class SFTTrainer(BaseTrainer):
             model = load_causal_lm(
                 model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
             )
-        tokenizer = ready_tokenizer(processing_class, model, args, args.eos_token, args.chat_template_path)
+        tokenizer = ready_tokenizer(
+            processing_class, model, args, args.eos_token, args.chat_template_path, takes_images=True
+        )
         chat_template = masking_template(tokenizer) if args.assistant_only_loss else None
         model = add_adapter(model, peft_config)
         reject_prompt_learning(model)
 
         def tokenize(rows: Rows, is_training: bool) -> Tokenized:
             packs = args.packing if is_training or args.eval_packing is None else args.eval_packing
+            if packs and check_images_are_read(tokenizer, rows, "the data set"):
+                raise ConfigError("packing=True joins texts, and the data set has images beside them; set it to False.")
             assert not isinstance(args.dataset_kwargs, str)  # parsed by TrainingArguments
             as_they_are = bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
             keeps_overflow = packs and args.packing_strategy != "bfd"
@@ -112,11 +119,12 @@ class SFTTrainer(BaseTrainer):
             return tokenized._replace(dataset=dataset)
 
         train_dataset, eval_dataset, reports = tokenize_all(tokenize, train_dataset, eval_dataset)
+        collate = reading_images(collate_texts, tokenizer)
         super().__init__(
             model=model,
             args=args,
             tokenization_reports=reports,
-            data_collator=data_collator or collate_texts,
+            data_collator=data_collator or collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
