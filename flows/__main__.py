@@ -58,6 +58,15 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.deployments import run_server_command
 
                 return run_server_command(root, console, arguments)
+            case "lineage":
+                from flows.lineage import show_lineage
+
+                wanted = dict(json=arguments.json, draw=arguments.draw, everything=arguments.all)
+                return show_lineage(root, console, arguments.target, **wanted)
+            case "verify":
+                from flows.lineage import show_verification
+
+                return show_verification(root, console, arguments.target)
             case "env":
                 from tuneline.cli.environment import print_environment
 

@@ -48,7 +48,8 @@ def uncommitted(root: Path) -> Uncommitted:
     try:
         paths = _read_by_stages(root)
         changed = _changed(root, paths)
-        kept, secret = [], []
+        kept: list[str] = []
+        secret: list[str] = []
         for path in changed:
             (secret if _holds_secret(root / path) else kept).append(path)
         if not changed:
