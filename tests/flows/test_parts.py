@@ -193,7 +193,7 @@ def test_settings_keep_all_in_the_checkout(settings: Path):
     assert os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] == str(settings / ".prefect" / "storage")
     assert os.environ["DO_NOT_TRACK"] == "1"
     assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    assert prefect_ui_command(settings).startswith("PREFECT_HOME=.prefect DO_NOT_TRACK=1")
+    assert prefect_ui_command(settings).endswith("tuneline server")
     command = mlflow_ui_command(settings, f"sqlite:///{settings}/mlflow.db")
     assert " --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 " in command
 
