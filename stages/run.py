@@ -36,8 +36,8 @@ DONE = "DONE"
 NUM_UNFINISHED_KEPT = 2
 _MODEL_OUT = {name: {".": f"models/{name}"} for name in TRAINING_STAGES}
 OUTS = {"prepare": {"prepared": "data/prepared", "base": "models/base"}, **_MODEL_OUT, "evaluate": {}}
-
 OUTS["collect"] = {".": "data/collected"}
+
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in STAGES:
