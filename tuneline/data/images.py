@@ -8,8 +8,7 @@ A row has them in the column `images`, a list, or `image`, a single one; or with
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from transformers.image_utils import load_image
 from tuneline.data.formats import Messages, is_messages
 from tuneline.data.multimodal import prepare_multimodal_messages
 from tuneline.errors import DataError
-from tuneline.tree_images import TreeImages
-from tuneline.trees import PromptTrees
 
 IMAGE_COLUMNS = ("images", "image")
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -129,20 +126,6 @@ def image_token_ids(processing_class: Any) -> list[int]:
     if not isinstance(processing_class, ProcessorMixin):
         return []
     return [i for i in processing_class.image_token_ids if i is not None]
-
-
-@dataclass(frozen=True)
-class WithImages:
-    """A collator of prompt trees, one a row, that gives each tree the images of its row."""
-
-    collate: Callable[[Sequence[dict[str, Any]]], PromptTrees]
-    processor: ProcessorMixin
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> PromptTrees:
-        by_tree = [image_inputs(self.processor, column_images(row)) for row in rows]
-        trees = self.collate(rows)
-        assert len(trees) == len(rows)
-        return replace(trees, images=TreeImages(by_tree)) if any(by_tree) else trees
 
 
 def check_images_are_read(processing_class: Any, dataset: Dataset | IterableDataset | None, name: str) -> bool:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 
-from tuneline.data.images import WithImages
+from tuneline.data.images import column_images, image_inputs
+from tuneline.tree_images import TreeImages
 from tuneline.trees import Branch, PromptTrees, Tree, lay_out
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WithImages:
+    """A collator of prompt trees, one a row, that gives each tree the images of its row."""
+
+    collate: Callable[[Sequence[Row]], PromptTrees]
+    processor: ProcessorMixin
+
+    def __call__(self, rows: Sequence[Row]) -> PromptTrees:
+        by_tree = [image_inputs(self.processor, column_images(row)) for row in rows]
+        trees = self.collate(rows)
+        assert len(trees) == len(rows)
+        return replace(trees, images=TreeImages(by_tree)) if any(by_tree) else trees
 
 
 def reading_images(collate: Callable[[Sequence[Row]], Any], processing_class: Any) -> Callable[[Sequence[Row]], Any]:
