@@ -44,8 +44,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from stages.completions_done import Progress
 from stages.context import StageContext
 from stages.evaluate_files import write_results
+from stages.gates import Gates, check_reward_model
 from stages.off import why_off
-from stages.schema import PipelineConfig
+from stages.schema import REWARD_METRICS, PipelineConfig
 from tuneline.data.formats import maybe_extract_prompt
 from tuneline.data.rendering import split_at_prompt
 from tuneline.errors import DataError, StageError
@@ -80,6 +81,8 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     context = StageContext.load("evaluate")
+    if context.config.evaluate.best_of_n and context.config.why_off("reward") is None:
+        check_reward_model(Gates.of(context), Path(REWARD_METRICS))
     evaluate(context.config, Path.cwd(), context.report, context.metrics_file)
 
 

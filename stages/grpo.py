@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.context import StageContext
+from stages.gates import Gates, check_reward_model
+from stages.gates_models import check_tokenizers, gated_online
 from stages.rewards import load_rewards
 from stages.rollouts import RolloutTables, join_tables
+from stages.schema import REWARD_METRICS
 from stages.training import lora, model_source, read_rows, run_training, training_arguments
 from tuneline import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from tuneline.errors import DataError
@@ -26,13 +29,17 @@ def main() -> None:
     trainer_class, config_class = TRAINERS[section.method]
     name, keywords, tokenizer = model_source(context, Path("models/sft"))
     tables = RolloutTables(context.work / "rollouts")
+    gates = Gates.of(context)
+    if any(reward.model is True for reward in section.rewards):
+        check_reward_model(gates, Path(REWARD_METRICS))
 
     def make_trainer() -> Any:
         prompts = read_rows(Path("data/prepared/grpo/train.parquet"))
         if not len(prompts):
             raise DataError("data/prepared/grpo has no prompts: plain text asks nothing; name some in prepare.prompts.")
         functions, tokenizers = load_rewards(section.rewards, context.config.model.dtype)
-        trainer = trainer_class(
+        check_tokenizers(gates, tokenizer, tokenizers, prompts)
+        trainer = gated_online(trainer_class, gates)(
             model=load_causal_lm(name, **keywords),
             reward_funcs=functions,
             args=training_arguments(

@@ -16,7 +16,7 @@ class Identity:
     """Runs with the same identity make the same outputs; one that was cut off goes on in the same work folder."""
 
     key: str
-    """32 hexadecimal digits."""
+    """32 hexadecimal digits. Limits of gates have no part in it: they change nothing that a stage makes."""
     inputs: dict[str, str]
     """Content hash of each dependency, by its path; a folder's hash ends in `.dir`."""
     params: dict[str, Any]
@@ -51,7 +51,8 @@ def stage_identity(name: str, root: Path) -> Identity:
         raise StageError(f"DVC cannot read the stage {name}: {error}; check dvc.yaml.") from error
     inputs = {path: str(found.value) for path, found in hashes.items()}
     params = {key: value for of_file in values.values() for key, value in of_file.items()}
-    text = json.dumps([cmd, inputs, params], sort_keys=True, default=str)
+    deciding = {key: value for key, value in params.items() if not key.startswith("gates.")}
+    text = json.dumps([cmd, inputs, deciding], sort_keys=True, default=str)
     return Identity(hashlib.sha256(text.encode()).hexdigest()[:32], inputs, params, is_forced)
 
 

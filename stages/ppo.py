@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.context import StageContext
+from stages.gates import Gates, check_reward_model
+from stages.gates_models import check_tokenizers, gated_online
 from stages.rewards import find_verifier, load_rewards
 from stages.rollouts import RolloutTables, join_tables
-from stages.schema import REWARD_MODEL
+from stages.schema import REWARD_METRICS, REWARD_MODEL
 from stages.training import lora, model_source, read_rows, run_training, training_arguments
 from tuneline import PPOConfig, PPOTrainer
 from tuneline.errors import DataError
@@ -26,19 +28,23 @@ def main() -> None:
     section = context.config.ppo
     name, keywords, tokenizer = model_source(context, Path("models/sft"))
     tables = RolloutTables(context.work / "rollouts")
+    gates = Gates.of(context)
+    has_reward_model = any(reward.model is True for reward in section.rewards)
+    if has_reward_model:
+        check_reward_model(gates, Path(REWARD_METRICS))
 
     def make_trainer() -> PPOTrainer:
         prompts = read_rows(Path("data/prepared/grpo/train.parquet"))
         if not len(prompts):
             raise DataError("data/prepared/grpo has no prompts: plain text asks nothing; name some in prepare.prompts.")
         functions, tokenizers = load_rewards(section.rewards, context.config.model.dtype)
+        check_tokenizers(gates, tokenizer, tokenizers, prompts)
         weights = [reward.weight for reward in section.rewards]
         verifier = find_verifier(section.verifier, prompts)
         if verifier is not None:
             functions, tokenizers, weights = [*functions, verifier], [*tokenizers, None], [*weights, 0.0]
         args = training_arguments(context, section, PPOConfig, reward_weights=weights)
-        has_reward_model = any(reward.model is True for reward in section.rewards)
-        trainer = PPOTrainer(
+        trainer = gated_online(PPOTrainer, gates)(
             args=args,
             model=load_causal_lm(name, **keywords),
             value_model=REWARD_MODEL if has_reward_model and args.value_function in (None, "model") else None,

@@ -22,6 +22,7 @@ from typing import TextIO
 
 from stages.context import USER_ERROR_FILE, WORK
 from stages.costs import held_gpus, noted_cost
+from stages.gates import GateError, judge_again
 from stages.identity import Identity, output_hashes, stage_identity
 from stages.launch import launch_command
 from stages.loading import load_params
@@ -83,7 +84,9 @@ def run_stage(name: str, root: Path, config: PipelineConfig, lock: int, *, may_f
         return 0
     tracked = StageRun(name, config, identity, work)
     with tracked.live():
-        if not _is_done(work):
+        if _is_done(work):
+            _judge_again(name, work, config, tracked)
+        else:
             num_gpus = 0 if name == "prepare" else held_gpus(_launch_options(name, config), root)
             with noted_cost(work.parent, identity.key, num_gpus) as this_try:
                 code = this_try.exit_code = _launch(name, config, work, lock)
@@ -100,6 +103,18 @@ def run_stage(name: str, root: Path, config: PipelineConfig, lock: int, *, may_f
     _clean_up(work)
     replay_pending(Path(".work"), besides=work)
     return 0
+
+
+def _judge_again(name: str, work: Path, config: PipelineConfig, tracked: StageRun) -> None:
+    """Gates of a run that is done already may have other limits by now."""
+    try:
+        unknown = judge_again(name, work, config.gates)
+    except GateError as error:
+        (work / USER_ERROR_FILE).write_text(str(error), encoding="utf-8")
+        tracked.fail()
+        raise
+    if unknown:
+        _say(unknown)
 
 
 def _work_folder(name: str, config: PipelineConfig, identity: Identity) -> Path:

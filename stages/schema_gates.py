@@ -29,8 +29,8 @@ class GatesSection(Section):
     )
     logprob_difference: Annotated[float, Field(ge=0)] | None = Field(
         default=0.1,
-        description="How far apart sampler and trainer may be in the first generation: the mean absolute difference of a "
-        "token's log-probability, in nats; null checks nothing.",
+        description="How far apart sampler and trainer may be in the first generation: the mean absolute difference "
+        "of a token's log-probability, in nats; null checks nothing.",
     )
     ended_answers: Share | None = Field(
         default=0.05,

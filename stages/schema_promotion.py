@@ -18,7 +18,7 @@ class Guards(Section):
     )
     length: Annotated[float, Field(ge=0)] | None = Field(
         default=0.5,
-        description="Share by which the mean length of completions may grow or shrink, such as 0.5; null guards nothing.",
+        description="Share by which the mean length of completions may grow or shrink, as 0.5 does; null guards none.",
     )
     task_accuracy: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=0.05, description="By how much the accuracy on any single task may fall; null guards nothing."
@@ -30,8 +30,8 @@ class PromotionSection(Section):
 
     policy: Literal["last", "best", "sft", "dpo", "ppo", "grpo"] = Field(
         default="last",
-        description="Which policy is a candidate: a stage's, the last of the line, or the best by the metric; the best of "
-        "several on the items that decide looks better than it is.",
+        description="Which policy is a candidate: a stage's, the last of the line, or the best by the metric; the best "
+        "of several on the items that decide looks better than it is.",
     )
     metric: Literal["accuracy", "reward"] = Field(
         default="accuracy",
@@ -49,7 +49,7 @@ class PromotionSection(Section):
     guards: Guards = Field(default_factory=Guards, description="What may not get worse.")
     first: bool = Field(
         default=False,
-        description="Whether a version becomes champion where there is none to compare it with; otherwise a person says "
+        description="Whether a version becomes champion where there is none to compare it with; else a person says "
         "so with `tuneline rollback --to VERSION`.",
     )
     require_approval: bool = Field(

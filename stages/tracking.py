@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.gates import gate_metrics
 from stages.identity import Identity
 from stages.schema import PipelineConfig
 from stages.storage import read_metrics
@@ -119,6 +120,8 @@ class StageRun:
         self._save()
         with _warnings_only(self):
             self._send_metrics()
+            for metric, value in gate_metrics(self.work).items():
+                connect().log_metric(self._open(), allowed_name(metric), value)
             connect().set_terminated(self._open(), "FAILED")
 
     def record(self) -> None:

@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback
 
 from stages.context import StageContext
+from stages.gates import gate_metrics
 from stages.off import PLOTTED
 from stages.schema import TrainingSection
 from stages.storage import publish_folder, read_metrics, sync_tree
@@ -269,4 +270,5 @@ def write_report(context: StageContext, trainer: BaseTrainer, evaluation: dict[s
     for dataset, report in trainer.tokenization_reports.items():
         counts = {name: n for name, n in asdict(report).items() if n is not None}
         metrics |= {f"data/{dataset}/{name}": n for name, n in counts.items()}
+    metrics |= gate_metrics(context.work)
     (context.report / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")

@@ -13,10 +13,12 @@ from stages.schema import STAGES
 ROOT = Path(__file__).parents[2]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
-# What moves files and starts processes, or checks settings: it cannot change a result.
+# What moves files and starts processes, or checks settings and inputs: it cannot change a result.
 PLUMBING = {
     "stages/context.py",
     "stages/cross_checks.py",
+    "stages/gates.py",
+    "stages/gates_models.py",
     "stages/known_fields.py",
     "stages/loading.py",
     "stages/schema.py",
