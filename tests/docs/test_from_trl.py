@@ -20,7 +20,14 @@ from tuneline.trainers.older_names import ARGUMENTS_TODAY, ONCE_ARGUMENTS, OPTIO
 PAGE = (Path(__file__).parents[2] / "docs" / "from-trl.md").read_text()
 EXPERIMENTAL = Path(trl.__file__).parent / "experimental"
 # Of trl.experimental: packages of what both have.
-IN_PACKAGES = {"CPO": "cpo", "ORPO": "orpo", "TPO": "tpo", "OnlineDPO": "online_dpo", "GKD": "gkd"}
+IN_PACKAGES = {
+    "CPO": "cpo",
+    "ORPO": "orpo",
+    "TPO": "tpo",
+    "OnlineDPO": "online_dpo",
+    "GKD": "gkd",
+    "ServerDistillation": "server_distillation",
+}
 METHODS = ("SFT", "Reward", "DPO", "KTO", "GRPO", "RLOO", "Distillation", *IN_PACKAGES)
 
 

@@ -31,5 +31,9 @@ METHODS = {
     "distillation": Method(
         "DistillationTrainer", "DistillationConfig", "Learn from a teacher on the student's own text."
     ),
+    "distill": Method("DistillationTrainer", "DistillationConfig", "The same as distillation."),
+    "server-distillation": Method(
+        "ServerDistillationTrainer", "ServerDistillationConfig", "Learn from a teacher behind a vLLM server."
+    ),
     "gkd": Method("GKDTrainer", "GKDConfig", "Learn from a teacher on texts and the student's own (GKD)."),
 }
