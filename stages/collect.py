@@ -110,7 +110,7 @@ def collect(
     final.mkdir(parents=True, exist_ok=True)
     write_pairs(final / "pairs.jsonl", pairs)
     write_labels(final / "labels.jsonl", labels)
-    metrics = {f"num_{name}": float(number) for name, number in counts.as_dict().items()}
+    metrics: dict[str, float] = {f"num_{name}": number for name, number in counts.as_dict().items()}
     metrics |= {
         "num_prompts_too_long": num_too_long,
         **_length_metrics(drawn),
@@ -251,7 +251,7 @@ def _judge(section: JudgeSection) -> tuple[BasePairwiseJudge, str]:
 def _length_metrics(drawn: Sequence[Sequence[Completion]]) -> dict[str, float]:
     every = [one for group in drawn for one in group]
     return {
-        "num_cut_off": float(sum(not one.finished for one in every)),
+        "num_cut_off": sum(not one.finished for one in every),
         "mean_length": sum(one.num_tokens for one in every) / len(every),
     }
 
@@ -260,10 +260,10 @@ def _label_metrics(pairs: Sequence[Pair], labels: Sequence[Label], options: Coll
     if options.labels == "person":
         return {}
     preferences = [label for label in labels if label.choice != "tie"]
-    metrics = {
-        "num_preferences": float(len(preferences)),
-        "num_ties": float(len(labels) - len(preferences)),
-        "num_without_label": float(len(pairs) - len(labels)),
+    metrics: dict[str, float] = {
+        "num_preferences": len(preferences),
+        "num_ties": len(labels) - len(preferences),
+        "num_without_label": len(pairs) - len(labels),
     }
     by_id = {pair.id: pair for pair in pairs}
     longer = [

@@ -111,6 +111,6 @@ def read_labels(path: Path) -> list[Label]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; run the stage collect, which labels the pairs.")
     try:
-        return [Label(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Label(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} holds a line that is no label ({error}); run the stage collect again.") from None

@@ -154,7 +154,8 @@ def read_pairs(path: Path) -> list[Pair]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; run the stage collect, which samples the pairs.")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which knows ends that a text may hold
+    for number, line in enumerate(lines[:-1], 1):
         try:
             fields = json.loads(line)
             for name in ("scores", "reward_scores"):
