@@ -13,13 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
+
+from tuneline.cli.environment import describe_environment
 
 PACKAGES = ("tuneline", "torch", "transformers", "accelerate", "datasets", "peft", "prefect", "dvc", "mlflow")
 LOCK_FILE = "requirements.lock"
-_ROLLOUTS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,10 @@ class DataSummary:
     sources: list[Source]
     lengths: dict[str, dict[str, Any]]  # by file
 
-
-@dataclass(frozen=True)
-class Rollout:
-    """One completion of an online stage's training."""
-
-    step: int
-    prompt: str
-    completion: str
-    rewards: dict[str, float | None]  # by function
-    advantage: float
-    num_tokens: int
-    is_finished: bool
+    @property
+    def steps(self) -> list[str]:
+        """What is counted of any source, in the order of the work."""
+        return list(dict.fromkeys(step for source in self.sources for step in source.counts))
 
 
 @dataclass(frozen=True)
@@ -115,29 +106,6 @@ def read_curves(root: Path, stage: str) -> list[Curve]:
     ]
 
 
-def read_rollouts(root: Path, stage: str) -> list[Rollout]:
-    """A few rollouts of the first, a middle and the last generation of a stage."""
-    try:
-        table = pq.ParquetFile(root / "reports" / stage / "rollouts" / "rollouts.parquet")
-    except (OSError, pa.ArrowException):
-        return []
-    steps = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
-    chosen = sorted({0, len(steps) // 2, len(steps) - 1}) if steps else []
-    return [
-        Rollout(
-            step=row["step"],
-            prompt=row["prompt"],
-            completion=row["completion"],
-            rewards={name.removeprefix("rewards/"): row[name] for name in row if name.startswith("rewards/")},
-            advantage=row["advantage"],
-            num_tokens=row["num_tokens"],
-            is_finished=row["is_finished"],
-        )
-        for group in chosen
-        for row in table.read_row_group(group).slice(0, _ROLLOUTS_SHOWN).to_pylist()
-    ]
-
-
 def read_environment(root: Path) -> Environment:
     versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for package in PACKAGES:
@@ -145,6 +113,8 @@ def read_environment(root: Path) -> Environment:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    machine = describe_environment()
+    versions |= {name: machine[name] for name in ("cpu", "memory", "gpu")}
     lock = root / LOCK_FILE
     return Environment(
         versions=versions,

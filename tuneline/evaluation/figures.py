@@ -171,18 +171,52 @@ def against_divergence(
                 text = f"best of {n}" if n == max(best_of_n) else str(n)
                 place = (bound, interval.estimate)
                 axes.annotate(text, place, (2, -12), textcoords="offset points", color=INK["muted"], size=8.5)
-        for i, (policy, (kl, reward)) in enumerate(points.items()):
+        for i, (kl, reward) in enumerate(points.values()):
             colour = SERIES[i % len(SERIES)]
             axes.plot([kl.low, kl.high], [reward.estimate] * 2, color=colour, linewidth=1.4)
             axes.plot([kl.estimate] * 2, [reward.low, reward.high], color=colour, linewidth=1.4)
             axes.plot(kl.estimate, reward.estimate, "o", color=colour, markersize=7)
-            axes.annotate(
-                policy, (kl.estimate, reward.estimate), (8, 7), textcoords="offset points", color=colour, weight="bold"
-            )
         axes.margins(0.18)
+        _name_points(axes, {policy: (kl.estimate, reward.estimate) for policy, (kl, reward) in points.items()})
         bound = "; of best of n its bound" if best_of_n else ""
         axes.set(xlabel=f"KL from {reference}, nats a completion{bound}", ylabel=label)
     return drawing.svg
+
+
+def trajectory(x: Sequence[float], y: Sequence[float], title: str, x_label: str, y_label: str) -> str:
+    """Two quantities against each other as training goes on: the later, the darker; its first and last point named.
+
+    Args:
+        x, y: (steps,), in the order of the steps, at least one.
+    """
+    with _drawing(title, height=2.6) as drawing:
+        axes = drawing.axes
+        axes.plot(x, y, color=SERIES[0], linewidth=0.8, alpha=0.35)
+        for i, point in enumerate(zip(x, y, strict=True)):
+            axes.plot(*point, "o", color=SERIES[0], markersize=4.5, alpha=0.25 + 0.75 * (i + 1) / len(x), mew=0)
+        axes.margins(0.15)
+        _name_points(axes, {"first": (x[0], y[0]), "last": (x[-1], y[-1])}, INK["text"])
+        axes.set(xlabel=x_label, ylabel=y_label)
+    return drawing.svg
+
+
+def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]], colour: str | None = None) -> None:
+    """Writes each name beside its point, on the first side where no other name or point is in the way."""
+    to_pixels = axes.transData.transform
+    taken = [tuple(to_pixels(point)) for point in points.values()]
+    for i, (name, point) in enumerate(points.items()):
+        place = to_pixels(point)
+        width, height = 6.5 * len(name), 12.0
+        sides = [(dx, dy) for dy in (7, -15, 20, -28) for dx in (8, -8 - width)]
+        free = (
+            (dx, dy)
+            for dx, dy in sides
+            if all(not (-4 < x - place[0] - dx < width + 4 and -4 < y - place[1] - dy < height + 4) for x, y in taken)
+        )
+        dx, dy = next(free, sides[0])
+        taken += [(place[0] + dx + share * width, place[1] + dy + height / 2) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        ink = colour or SERIES[i % len(SERIES)]
+        axes.annotate(name, point, (dx, dy), textcoords="offset points", color=ink, weight="bold")
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, label: str = "step") -> str:

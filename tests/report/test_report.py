@@ -6,7 +6,9 @@ import pytest
 
 from stages.off import write_nothing
 from stages.rollouts import RolloutTables, join_tables
-from tasks.report import duration, number, prompt_parts, themed, write_report
+from tasks.report import write_report
+from tasks.report_figures import themed
+from tasks.report_text import duration, number, prompt_parts
 from tasks.summary import RunSummary, StageSummary
 from tests.evaluation.checkout import TASKS, make_checkout
 from tuneline.evaluation import figures
@@ -20,7 +22,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.tags, self.attributes, self.texts = [], [], []
-        self.feed(html)
+        self.feed(html.replace("<wbr>", ""))
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
