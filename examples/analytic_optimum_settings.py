@@ -51,7 +51,6 @@ class Setting:
         options: of the trainer's configuration, over those that all have.
         expected: makes the loss averaged over all completions, from targets and the reference's log-probabilities
             (prompts, completions).
-        kl_in_reward: a reward function takes beta times the log-ratio off; for a trainer that has no such option.
         hard_labels: of two completions the better is always the chosen one.
         is_exact: its fixed point is the optimum, and training should end there.
     """
@@ -63,7 +62,6 @@ class Setting:
     options: dict[str, Any]
     expected: Callable[[Targets, Tensor], ExpectedLoss]
     task: Task = ENDING
-    kl_in_reward: bool = False
     hard_labels: bool = False
     is_exact: bool = False
 
@@ -134,11 +132,10 @@ SETTINGS = [
     Setting(
         "grpo-reward",
         "grpo",
-        "KL in the reward, `scale_rewards=none`",
+        "`kl_in_reward=True`, `scale_rewards=none`",
         "as RLOO; the mean of the group scales reward and penalty alike",
-        dict(**GROUPED, beta=0.0, scale_rewards="none"),
+        dict(**GROUPED, beta=BETA, kl_in_reward=True, scale_rewards="none"),
         _in_reward(num_generations=GROUP),
-        kl_in_reward=True,
         is_exact=True,
     ),
     Setting(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from examples.analytic_optimum_fixed_points import Targets, follow
-from examples.analytic_optimum_settings import BETA, Setting
+from examples.analytic_optimum_settings import Setting
 from examples.analytic_optimum_task import Task, all_logps, optimum, total_variation
 from tuneline import (
     DPOConfig,
@@ -27,8 +27,6 @@ from tuneline import (
     RLOOConfig,
     RLOOTrainer,
 )
-from tuneline.rollout.protocol import rollout_seed
-from tuneline.trainers.drawing import draw
 
 COMMON: dict[str, Any] = dict(
     lr_scheduler_type="linear",
@@ -87,7 +85,7 @@ def run(setting: Setting, seed: int = 0) -> Outcome:
     best_logps = optimum(ref_logps, task.rewards, task.beta)
     curve = [(0.0, total_variation(ref_logps, best_logps).mean().item())]
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(setting, model, ref_logps, output_dir=folder, seed=seed)
+        trainer = make_trainer(setting, model, output_dir=folder, seed=seed)
         trainer.add_callback(_Curve(model, task, best_logps, curve))
         begun = time.perf_counter()
         with _one_thread():
@@ -97,7 +95,7 @@ def run(setting: Setting, seed: int = 0) -> Outcome:
     return Outcome(setting, all_logps(model, task), ref_logps, best_logps, expected_logps, seconds, curve)
 
 
-def make_trainer(setting: Setting, model: PreTrainedModel, ref_logps: Tensor, **options: Any) -> Any:
+def make_trainer(setting: Setting, model: PreTrainedModel, **options: Any) -> Any:
     """The trainer of a setting; `options` go to its configuration."""
     task = setting.task
     if setting.method == "dpo":
@@ -107,11 +105,8 @@ def make_trainer(setting: Setting, model: PreTrainedModel, ref_logps: Tensor, **
         )
     trainer_class, config_class = TRAINERS[setting.method]
     args = config_class(**COMMON, **setting.options, **options)
-    given: dict[str, Any] = {"reward_funcs": task.reward}
-    if setting.kl_in_reward:
-        given = {"reward_funcs": [task.reward, penalty], "rollout_func": PenalizedRollouts(task, ref_logps)}
     rows = Dataset.from_list([{"prompt": prompt} for prompt in task.prompts] * 64)
-    trainer = trainer_class(model=model, args=args, train_dataset=rows, processing_class=task.tokenizer, **given)
+    trainer = trainer_class(model, task.reward, args, train_dataset=rows, processing_class=task.tokenizer)
     trainer.collector.engine.batch_size = args.per_device_train_batch_size  # completions are short: write all at once
     return trainer
 
@@ -125,33 +120,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
-
-
-class PenalizedRollouts:
-    """A rollout function whose completions come with what they lie apart from the reference, for `penalty`."""
-
-    def __init__(self, task: Task, ref_logps: Tensor):
-        self.task, self.ref_logps = task, ref_logps
-
-    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        seeds = [rollout_seed(trainer.args.seed, trainer.state.global_step, i) for i in range(len(prompts))]
-        rows = [{"prompt": prompt} for prompt in prompts]
-        rollouts = draw(trainer.collector.engine, trainer.processing_class, rows, seeds, trainer.sampling).rollouts
-        ref_logps = [
-            self.ref_logps[self.task.prompts.index(prompt), self.task.number_of[tuple(one.completion_ids)]].item()
-            for prompt, one in zip(prompts, rollouts, strict=True)
-        ]
-        return {
-            "prompt_ids": [one.prompt_ids for one in rollouts],
-            "completion_ids": [one.completion_ids for one in rollouts],
-            "logprobs": [one.logprobs for one in rollouts],
-            "log_ratio": [sum(one.logprobs) - logp for one, logp in zip(rollouts, ref_logps, strict=True)],
-        }
-
-
-def penalty(log_ratio: list[float], **columns: object) -> list[float]:
-    """The KL term as a reward function, of `PenalizedRollouts`."""
-    return [-BETA * value for value in log_ratio]
 
 
 def pairs(task: Task, hard_labels: bool = False) -> Dataset:

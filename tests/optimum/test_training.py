@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from examples.analytic_optimum import LIMIT, mean, table
 from examples.analytic_optimum_settings import BETA, SETTINGS
 from examples.analytic_optimum_task import all_logps
-from examples.analytic_optimum_training import PenalizedRollouts, make_trainer, penalty, run
+from examples.analytic_optimum_training import make_trainer, run
 
 DOCS = Path(__file__).parents[2] / "docs"
 BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -33,19 +33,21 @@ def test_a_penalty_by_token_leads_where_its_loss_says():
     assert abs(outcome.distances.mean() - outcome.expected_distances.mean()) < LIMIT
 
 
-def test_the_penalty_is_the_log_ratio_of_the_completion(tmp_path):
+def test_the_penalty_in_the_reward_is_the_log_ratio_of_the_completion(tmp_path):
     setting = BY_NAME["grpo-reward"]
     task, model = setting.task, setting.task.make_reference()
     ref_logps = all_logps(model, task)
-    trainer = make_trainer(setting, model, ref_logps, output_dir=str(tmp_path))
+    trainer = make_trainer(setting, model, output_dir=str(tmp_path))
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)  # away from the reference
     logps = all_logps(model, task)
-    drawn = PenalizedRollouts(task, ref_logps)(["ab"] * 6 + ["bb"] * 2, trainer)
-    ids = [task.number_of[tuple(completion)] for completion in drawn["completion_ids"]]
-    prompts = [1] * 6 + [3] * 2
-    expected = -BETA * (logps - ref_logps)[prompts, ids]
-    assert_close(torch.tensor(penalty(drawn["log_ratio"]), dtype=torch.float64), expected, atol=1e-5, rtol=1e-5)
+    scored = trainer.collect([{"prompt": "ab"}] * 6 + [{"prompt": "bb"}] * 6, 6, ("by hand",))
+    ids = [task.number_of[tuple(one.rollout.completion_ids)] for one in scored]
+    prompts = [1] * 6 + [3] * 6
+    penalized = (task.rewards - BETA * (logps - ref_logps))[prompts, ids].view(2, 6)
+    expected = (penalized - penalized.mean(1, keepdim=True)).flatten()
+    found = torch.tensor([one.advantage for one in scored], dtype=torch.float64)
+    assert_close(found, expected.double(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_page_has_the_table_of_the_file():

@@ -32,7 +32,15 @@ EACH_STEP = {
     "entropy_target": 9.0,
     "entropy_coef_delta": 0.05,
 }
-DROP = {"epoch", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"}
+DROP = {
+    "step_time",
+    "epoch",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+    "train_loss",
+}
 
 
 def few_rewards(completion_ids, **columns):

@@ -33,7 +33,7 @@ from tuneline.errors import ConfigError, RewardError
 from tuneline.logging import get_logger
 from tuneline.rewards.batch import Batch
 from tuneline.rewards.choosing import get_reward, is_model_name
-from tuneline.rewards.running import EventLoop, Function, Outcome, SharesPolicy
+from tuneline.rewards.running import EventLoop, Function, Outcome, OwnsModel, SharesPolicy
 from tuneline.rewards.urls import is_url, url_reward
 
 logger = get_logger(__name__)
@@ -190,6 +190,13 @@ class RewardFunctions:
         for function in self._functions:
             if isinstance(function.call, SharesPolicy):
                 function.call.attach(policy)
+
+    def move_to(self, device: torch.device) -> None:
+        """Bring the models among the functions to the device where training runs; those that lie on a device already
+        stay."""
+        for function in self._functions:
+            if isinstance(function.call, OwnsModel):
+                function.call.move_to(device)
 
     def close(self) -> None:
         """End the event loop; functions that still run are abandoned."""

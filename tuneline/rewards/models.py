@@ -85,8 +85,8 @@ class RewardModel(SequenceScorer):
     """The score that a sequence classifier gives to prompt and completion.
 
     Args:
-        model: a sequence classifier; of several labels the first is the score. It is put into eval mode, and keeps its
-            device.
+        model: a sequence classifier; of several labels the first is the score. It is put into eval mode; a trainer
+            moves it from the CPU to its own device.
         tokenizer: by default that of the model's folder.
 
     Raises:
@@ -115,6 +115,11 @@ class RewardModel(SequenceScorer):
     def load(cls, name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> RewardModel:
         """A model by its name or folder, with one label."""
         return cls(load_reward_model(name), tokenizer or load_tokenizer(name))
+
+    def move_to(self, device: torch.device) -> None:
+        """From the CPU to a device; a model that lies on one, or on several, stays."""
+        if all(parameter.device.type == "cpu" for parameter in self.model.parameters()):
+            self.model.to(device)
 
     def __reduce__(self) -> tuple:
         return RewardModel, (self.model, self.tokenizer)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from tuneline.errors import ConfigError, RewardError
@@ -42,6 +43,14 @@ class BoundsItsTime(Protocol):
     def longest(self, num_samples: int) -> float:
         """Seconds that a batch may take at the most."""
         ...
+
+
+@runtime_checkable
+class OwnsModel(Protocol):
+    """A reward function that computes with a model of its own, which can lie on a device."""
+
+    def move_to(self, device: torch.device) -> None:
+        """Bring the model to a device, unless it lies on one already."""
 
 
 @runtime_checkable

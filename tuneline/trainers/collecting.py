@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tuneline.advantages import combine_rewards, has_spread
 from tuneline.environments import Interaction
+from tuneline.losses.policy import kl_penalty
 from tuneline.memory import give_back_memory
 from tuneline.models.layouts import policy_of
 from tuneline.rewards.calling import Pending, RewardFunctions, Scores
@@ -121,6 +122,18 @@ class Collector:
         for one in scored:
             one.by_target["sampler_logprobs"] = sampler_logprobs(one.rollout, self.trainer.sampling.cuts_support)
         give_back_memory()  # the caches of generation would lie beside what training needs
+
+    def log_ratios(self, scored: list[ScoredRollout]) -> Tensor:
+        """(rollouts,), of all processes: log(policy / reference) of each completion, whose mean is the KL divergence;
+        0 of one that does not count. Recorded a token as `kl`."""
+        sums, num_counted = [torch.zeros(())] * len(scored), 0
+        for i, one in enumerate(scored):
+            if one.counts_targets:
+                sums[i] = kl_penalty(one.by_target["old_logprobs"], one.by_target["ref_logprobs"], "k1").sum()
+                num_counted += one.num_targets
+        own = torch.stack(sums) if sums else torch.empty(0)
+        self.trainer.record({"kl": (own.sum(), torch.tensor(num_counted))})
+        return self.of_all(own)
 
     def record_rollouts(self, drawn: Drawn, scores: Scores, rewards: Tensor, group_ids: Tensor) -> None:
         """The metrics of a generation; `rewards` (rollouts, functions) and `group_ids` are of all processes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tuneline.errors import ConfigError
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_config import OnlineConfig
 
 
@@ -34,6 +35,7 @@ class TeacherConfig(OnlineConfig):
             raise ConfigError("sync_ref_model=True moves a reference, and a distillation has none, only a teacher.")
 
 
+@takes_older_options
 @dataclass
 class DistillationConfig(TeacherConfig):
     """Names and defaults of TRL 1.16's `DistillationConfig`."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from tuneline.errors import ConfigError
 from tuneline.trainers.distillation_config import TeacherConfig
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_dpo_config import take_max_new_tokens
 
 
+@takes_older_options
 @dataclass
 class GKDConfig(TeacherConfig):
     """Names and defaults of TRL 1.16's `GKDConfig`."""
@@ -31,6 +33,15 @@ class GKDConfig(TeacherConfig):
     seq_kd: bool = field(
         default=False, metadata={"help": "Let the teacher write the other completions, not the data set."}
     )
+
+    completion_only_loss: bool | None = field(
+        default=None, metadata={"help": "No effect: only completions are learned from."}
+    )
+    assistant_only_loss: bool = field(default=False, metadata={"help": "No effect, as completion_only_loss."})
+    packing: bool = field(default=False, metadata={"help": "No effect: rows of prompt trees have no padding."})
+    packing_strategy: str = field(default="bfd", metadata={"help": "No effect, as packing."})
+    eval_packing: bool | None = field(default=None, metadata={"help": "No effect, as packing."})
+    padding_free: bool = field(default=False, metadata={"help": "No effect: rows of prompt trees have no padding."})
 
     def __post_init__(self) -> None:
         take_max_new_tokens(self, self.max_new_tokens)

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
 
 from tuneline.advantages import combine_rewards, has_spread, multi_reward_advantages
 from tuneline.environments import Interaction
@@ -27,6 +27,7 @@ from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout
 from tuneline.trainers.grpo_config import GRPOConfig
 from tuneline.trainers.online import OnlineTrainer
+from tuneline.trainers.online_state import EntropyStep
 from tuneline.trainers.prompts import empty_prompts, with_prompts
 
 
@@ -109,23 +110,37 @@ class GRPOTrainer(OnlineTrainer):
             config.use_vllm or rollout_engine is not None
         )
         if config.use_adaptive_entropy:
-            self.add_callback(_EntropyStep(self))
+            self.add_callback(EntropyStep(self))
 
     @property
     def needs_old_logprobs(self) -> bool:
-        return super().needs_old_logprobs or self.corrects_mismatch or self.args.top_entropy_quantile < 1
+        return self._trains_with_old_logprobs or self.args.top_entropy_quantile < 1 or self.args.kl_in_reward
+
+    @property
+    def _trains_with_old_logprobs(self) -> bool:
+        return super().needs_old_logprobs or self.corrects_mismatch
 
     @property
     def reads_every_target(self) -> bool:
         a = self.args
-        return bool(a.beta or a.entropy_coef or a.use_adaptive_entropy or a.router_aux_loss_coef)
+        in_loss = a.beta and not a.kl_in_reward
+        return bool(in_loss or a.entropy_coef or a.use_adaptive_entropy or a.router_aux_loss_coef)
 
     def assign_credit(self, rewards: Tensor, group_ids: Tensor, drawn: Drawn, scored: list[ScoredRollout]) -> Tensor:
         self._keep_uncertain(scored)
+        weights = self.rewards.weights
+        if self.args.kl_in_reward:
+            penalty = -self.args.beta * self.collector.log_ratios(scored).to(rewards)
+            for one in scored:  # the loss has no term of it
+                del one.by_target["ref_logprobs"]
+                if not self._trains_with_old_logprobs:
+                    del one.by_target["old_logprobs"]
+            penalty = torch.where(rewards.isnan().all(1), torch.nan, penalty)  # alone it is no reward
+            rewards, weights = torch.cat([rewards, penalty[:, None]], 1), torch.cat([weights, weights.new_ones(1)])
         return multi_reward_advantages(
             rewards,
             group_ids,
-            self.rewards.weights,
+            weights,
             scale_rewards=str(self.args.scale_rewards),
             aggregation=self.args.multi_objective_aggregation,
         )
@@ -363,19 +378,6 @@ class GRPOTrainer(OnlineTrainer):
 
     def load_algorithm_state(self, numbers: dict[str, Any]) -> None:
         self.entropy_coefficient.load_state_dict(numbers["entropy_coefficient"])
-
-
-class _EntropyStep(TrainerCallback):
-    """Adapts the entropy coefficient once an optimizer step, by the entropy over all of it."""
-
-    def __init__(self, trainer: GRPOTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        total, count = self.trainer.accelerator.reduce(self.trainer._entropy_of_step, "sum").tolist()
-        self.trainer.entropy_coefficient.update(total / max(count, 1.0))
-        self.trainer._entropy_of_step = torch.zeros_like(self.trainer._entropy_of_step)
-        self.trainer.record({"entropy_coef": torch.tensor(self.trainer.entropy_coefficient.coefficient)})
 
 
 def _acting(experience: Experience) -> Tensor:

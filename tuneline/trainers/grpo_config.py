@@ -69,7 +69,19 @@ class GRPOConfig(OnlineConfig):
         default=True, metadata={"help": "Weigh the KL estimate by the ratio (arXiv:2512.02556, eq. 7)."}
     )
 
+    vllm_importance_sampling_cap: float | None = field(
+        default=None, metadata={"help": "Older name of vllm_importance_sampling_clip_max."}
+    )
+    cast_lm_head_to_fp32: bool = field(default=False, metadata={"help": "No effect: the head sums in float32."})
+    log_completions_hub_repo: str | None = field(
+        default=None, metadata={"help": "No effect: nothing is sent anywhere; see log_completions."}
+    )
+
     # What TRL has not
+    kl_in_reward: bool = field(
+        default=False,
+        metadata={"help": "Take beta x KL (k1, of the whole completion) off its reward, and none into the loss."},
+    )
     kl_estimator: str = field(default="k3", metadata={"help": "k1, k2 or k3 of Schulman 2020."})
     dynamic_sampling: bool = field(
         default=False,
@@ -81,6 +93,8 @@ class GRPOConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.vllm_importance_sampling_cap is not None:
+            self.vllm_importance_sampling_clip_max = self.vllm_importance_sampling_cap
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         choices = {
@@ -114,6 +128,13 @@ class GRPOConfig(OnlineConfig):
             raise ConfigError(
                 f"scale_rewards={self.scale_rewards!r} has no effect with multi_objective_aggregation="
                 "'normalize_then_sum', which scales by group and by batch; leave it at 'group'."
+            )
+        if self.kl_in_reward and not self.beta:
+            raise ConfigError("kl_in_reward=True takes beta x KL off the reward, and beta is 0; set it above 0.")
+        if self.kl_in_reward and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ConfigError(
+                "kl_in_reward=True with multi_objective_aggregation='normalize_then_sum' would normalise the KL term, "
+                "so that beta meant nothing; leave it at 'sum_then_normalize'."
             )
         if self.entropy_coef_min > self.entropy_coef_max:
             raise ConfigError(

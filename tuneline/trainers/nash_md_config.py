@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tuneline.errors import ConfigError
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_dpo_config import OnlineDPOConfig, by_epoch, collapsed
 
 
+@takes_older_options
 @dataclass
 class NashMDConfig(OnlineDPOConfig):
     """Names and defaults that TRL's `NashMDConfig` had; `loss_type` is not read."""

@@ -36,8 +36,8 @@ from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout, make_experience
 from tuneline.trainers.online_config import OnlineConfig
 from tuneline.trainers.online_inputs import check_rows, default_engine, reward_functions
-from tuneline.trainers.online_state import OnlineState
-from tuneline.trainers.prompts import RepeatedStream, RepeatSampler
+from tuneline.trainers.online_state import OnlineState, StepTime
+from tuneline.trainers.prompts import prompt_loader
 from tuneline.trainers.reference import Reference, SyncReference, reference_of
 from tuneline.trees import PromptTrees
 
@@ -93,7 +93,7 @@ class OnlineTrainer(BaseTrainer):
             model = load_causal_lm(
                 model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
             )
-        tokenizer = ready_tokenizer(processing_class, model, args)
+        tokenizer = ready_tokenizer(processing_class, model, args, args.eos_token, args.chat_template_path)
         continues_adapter = isinstance(model, PeftModel) and peft_config is None
         policy: Any = add_adapter(model, peft_config)
         reject_prompt_learning(policy)
@@ -135,6 +135,8 @@ class OnlineTrainer(BaseTrainer):
             self.add_callback(
                 SyncReference(ref_model, alpha=args.ref_model_mixup_alpha, every=args.ref_model_sync_steps)
             )
+        self.rewards.move_to(self.args.device)
+        self.add_callback(StepTime(self))
         self.add_callback(OnlineState(self))
         engine = rollout_engine or default_engine(self)
         self.collector = Collector(self, engine, self.rewards, interaction, rollout_func)
@@ -360,7 +362,9 @@ class OnlineTrainer(BaseTrainer):
         per_process = a.per_device_train_batch_size * a.num_batches_a_generation
         num_prompts = per_process * a.world_size // a.num_generations
         repeats = a.num_batches_a_generation * a.num_iterations
-        return self._loader(self.train_dataset, per_process, a.num_generations, num_prompts, repeats, a.shuffle_dataset)
+        return prompt_loader(
+            self, self.train_dataset, per_process, a.num_generations, num_prompts, repeats, a.shuffle_dataset
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -373,26 +377,7 @@ class OnlineTrainer(BaseTrainer):
                 f"of the {group_size} completions a prompt (num_generations_eval); change one of them."
             )
         if isinstance(rows, IterableDataset):
-            return self._loader(rows, a.per_device_eval_batch_size, group_size, 1, 1, False)
+            return prompt_loader(self, rows, a.per_device_eval_batch_size, group_size, 1, 1, False)
         # Each row as often as it is asked, so that the length tells how many of the last batch are there to fill it up.
         rows = rows.select([i for i in range(len(rows)) for _ in range(group_size)])
-        return self._loader(rows, a.per_device_eval_batch_size, 1, 1, 1, False)
-
-    def _loader(
-        self, rows: Any, batch_size: int, group_size: int, num_prompts: int, repeats: int, shuffle: bool
-    ) -> DataLoader:
-        options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "collate_fn": list,
-            "num_workers": self.args.dataloader_num_workers,
-            # The loader draws a seed for its workers; of its own, so that an evaluation leaves training's draws alone.
-            "generator": torch.Generator().manual_seed(self.args.seed),
-        }
-        if isinstance(rows, IterableDataset):
-            options["num_workers"] = min(1, options["num_workers"])  # several would mix up the batches
-            stream = RepeatedStream(rows, group_size, num_prompts, repeats)
-            return self.accelerator.prepare(DataLoader(stream, **options))
-        sampler = RepeatSampler(len(rows), group_size, num_prompts, repeats, shuffle, self.args.seed)
-        if not len(sampler):
-            raise DataError(f"the dataset has {len(rows)} rows, and a generation asks {num_prompts}; lower the batch.")
-        return self.accelerator.prepare(DataLoader(rows, sampler=sampler, **options))
+        return prompt_loader(self, rows, a.per_device_eval_batch_size, 1, 1, 1, False)

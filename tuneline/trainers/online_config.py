@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from tuneline.errors import ConfigError
 from tuneline.rollout.protocol import Sampling
 from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.without_effect import say_what_has_no_effect
 
 
 @dataclass
@@ -19,6 +20,7 @@ class OnlineConfig(BaseConfig):
         *BaseConfig._VALID_DICT_FIELDS,
         "generation_kwargs",
         "chat_template_kwargs",
+        "transformers_continuous_batching_config",
     ]
     _least_generations: ClassVar[int] = 2  # a completion is compared with others of its prompt
 
@@ -107,7 +109,24 @@ class OnlineConfig(BaseConfig):
     num_completions_to_print: int | None = field(default=None, metadata={"help": "Samples printed. None: all."})
     log_unique_prompts: bool = field(default=False, metadata={"help": "Print one sample a prompt."})
 
+    # Taken from TRL's configurations; see tuneline.trainers.without_effect
+    cache_implementation: str | None = field(default=None, metadata={"help": "No effect: the engine has its own."})
+    ds3_gather_for_generation: bool = field(default=True, metadata={"help": "No effect: under DeepSpeed vLLM draws."})
+    vllm_group_port: int = field(default=51216, metadata={"help": "No effect: weights take no socket of their own."})
+    use_transformers_continuous_batching: bool = field(
+        default=False, metadata={"help": "No effect: the engine always goes on with the next completion in line."}
+    )
+    transformers_continuous_batching_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "No effect: the engine has batches of its own."}
+    )
+    use_transformers_paged: bool = field(default=False, metadata={"help": "No effect: the engine has its own cache."})
+    log_multimodal: bool = field(default=True, metadata={"help": "No effect: what is logged of a completion is text."})
+
     # What TRL has not
+    eos_token: str | None = field(default=None, metadata={"help": "End token, by name. None: the tokenizer's."})
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "A .jinja file, or a tokenizer whose chat template and special tokens to take."}
+    )
     vllm_server_start: bool = field(
         default=False, metadata={"help": "server: start it here, on a free port of the loopback address."}
     )
@@ -128,9 +147,10 @@ class OnlineConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("generation_kwargs", "chat_template_kwargs"):
+        for name in ("generation_kwargs", "chat_template_kwargs", "transformers_continuous_batching_config"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))
+        say_what_has_no_effect(self)
         self._settle_generation_batch()
         for name, least in (
             ("num_iterations", 1),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tuneline.errors import ConfigError
+from tuneline.trainers.older_names import takes_older_options
 from tuneline.trainers.online_config import OnlineConfig
 
 LOSS_TYPES = ("sigmoid", "ipo")
@@ -35,6 +36,7 @@ def by_epoch(values: list[float] | float) -> list[float]:
     return values if isinstance(values, list) else [values]
 
 
+@takes_older_options
 @dataclass
 class OnlineDPOConfig(OnlineConfig):
     """Names and defaults of TRL 1.16's `OnlineDPOConfig`; batch sizes count prompts, each of two completions."""

@@ -1,16 +1,59 @@
 """What an online trainer's checkpoint carries beside weights: the experience that waits to be learned from, and the
-numbers that its algorithm adapts."""
+numbers that its algorithm adapts; and what is measured or adapted once an optimizer step."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from tuneline.errors import ConfigError
 from tuneline.trainers.experience import load_experiences, save_experiences
+
+
+class StepTime(TrainerCallback):
+    """Records `step_time`: seconds of an optimizer step with all that is drawn, rewarded and scored for it; what is
+    written, evaluated or saved between two steps is not of either."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self._begun = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.record({"step_time": torch.tensor(time.perf_counter() - self._begun)})
+        self._restart()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._restart()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._restart()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._restart()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._begun = time.perf_counter()
+
+
+class EntropyStep(TrainerCallback):
+    """Adapts the entropy coefficient once an optimizer step, by the entropy over all of it."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        total, count = self.trainer.accelerator.reduce(self.trainer._entropy_of_step, "sum").tolist()
+        self.trainer.entropy_coefficient.update(total / max(count, 1.0))
+        self.trainer._entropy_of_step = torch.zeros_like(self.trainer._entropy_of_step)
+        self.trainer.record({"entropy_coef": torch.tensor(self.trainer.entropy_coefficient.coefficient)})
 
 
 class OnlineState(TrainerCallback):

@@ -144,8 +144,6 @@ class PPOTrainer(OnlineTrainer):
             ref_model=ref_model,
         )
         del self._value_model, self._reward_model  # the module holds the one, the rewards the other
-        if isinstance(reward_model, nn.Module) and next(reward_model.parameters()).device.type == "cpu":
-            reward_model.to(self.args.device)
         self.credit = CreditAssigner(self.args, self._add_up)
         if self.args.stop_token == "eos":
             self.sampling = replace(self.sampling, stop_token_ids=(self.processing_class.eos_token_id,))

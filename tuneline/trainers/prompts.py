@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from datasets import IterableDataset as DatasetsIterable
-from torch.utils.data import IterableDataset, Sampler
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+from transformers import PreTrainedTokenizerBase, Trainer
 
-from tuneline.errors import ConfigError
+from tuneline.errors import ConfigError, DataError
 from tuneline.trainers.online_config import OnlineConfig
 
 _EMPTY_PROMPT = [{"role": "user", "content": ""}]
@@ -123,3 +123,29 @@ def with_decoded_prompts(rows: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 
     replaced = [name for name in ("input_ids", "attention_mask") if name in names]
     return rows.map(decode, batched=True, remove_columns=replaced)
+
+
+def prompt_loader(
+    trainer: Trainer, rows: Any, batch_size: int, group_size: int, num_prompts: int, repeats: int, shuffle: bool
+) -> DataLoader:
+    """Rows as the loop of `trainer` takes them: each of `num_prompts` rows `group_size` times, all of that `repeats`
+    times.
+
+    Raises:
+        DataError: too few rows.
+    """
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "collate_fn": list,
+        "num_workers": trainer.args.dataloader_num_workers,
+        # The loader draws a seed for its workers; of its own, so that an evaluation leaves training's draws alone.
+        "generator": torch.Generator().manual_seed(trainer.args.seed),
+    }
+    if isinstance(rows, DatasetsIterable):
+        options["num_workers"] = min(1, options["num_workers"])  # several would mix up the batches
+        stream = RepeatedStream(rows, group_size, num_prompts, repeats)
+        return trainer.accelerator.prepare(DataLoader(stream, **options))
+    sampler = RepeatSampler(len(rows), group_size, num_prompts, repeats, shuffle, trainer.args.seed)
+    if not len(sampler):
+        raise DataError(f"the dataset has {len(rows)} rows, and a generation asks {num_prompts}; lower the batch.")
+    return trainer.accelerator.prepare(DataLoader(rows, sampler=sampler, **options))

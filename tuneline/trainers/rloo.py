@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tuneline.advantages import combine_rewards, leave_one_out
 from tuneline.logprobs import token_logprobs
-from tuneline.losses.policy import PolicyLoss, kl_penalty, policy_loss, token_weights
+from tuneline.losses.policy import PolicyLoss, policy_loss, token_weights
 from tuneline.losses.sequences import means_by_sequence
 from tuneline.trainers.drawing import Drawn
 from tuneline.trainers.experience import Experience, ScoredRollout
@@ -41,14 +41,7 @@ class RLOOTrainer(OnlineTrainer):
         if self.args.reward_clip_range is not None:
             total = total.clamp(*self.args.reward_clip_range)
         if self.args.beta:
-            kl = [
-                kl_penalty(one.by_target["old_logprobs"], one.by_target["ref_logprobs"], "k1") * one.counts_targets
-                for one in scored
-            ]
-            num_counted = sum(one.num_targets for one in scored if one.counts_targets)
-            self.record({"kl": (torch.cat(kl).sum() if kl else torch.zeros(()), torch.tensor(num_counted))})
-            sums = torch.stack([values.sum() for values in kl]) if kl else torch.empty(0)
-            total = total - self.args.beta * self.collector.of_all(sums)
+            total = total - self.args.beta * self.collector.log_ratios(scored)
         for one in scored:
             one.by_target.pop("old_entropies", None)
         return leave_one_out(total, group_ids, normalize=self.args.normalize_advantages)
