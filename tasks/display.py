@@ -127,6 +127,12 @@ def _seconds_left(running: _Running) -> float | None:
     return max(0.0, pace * (progress.max_steps - latest[1]) - (time.monotonic() - latest[0]))
 
 
+def ended_stage(line: str) -> str | None:
+    """The stage that a line of `Display.end` tells to be done, ran or not; None for any other line."""
+    words = line.split(maxsplit=2)
+    return words[1] if len(words) > 1 and words[0] in ("✓", "=") else None
+
+
 def in_words(seconds: float) -> str:
     """Such as `4.2 s`, `3:07` or `2:03:07`."""
     if seconds < 60:

@@ -20,6 +20,9 @@ logger = get_logger(__name__)
 _LARGEST_BATCH = 1000
 _MOST_PARAMS = 100
 
+VARIANT_RUN = "TUNELINE_VARIANT_RUN"
+"""The run that a sweep has made for its variant, instead of one that the line makes for itself."""
+
 Value = TypeVar("Value")
 
 
@@ -36,30 +39,35 @@ class ParentRun:
         """Makes the run, with the config as its parameters."""
 
         def make() -> str:
-            from mlflow.entities import Param
+            from mlflow.entities import Param, RunTag
 
             client = connect()
             with first_call_alone():
                 experiment = experiment_id(client, str(self._settings["name"]))
             tags = {"tuneline.kind": "pipeline", "prefect.flow_run": flow_run, **git_tags()}
-            run_id = str(client.create_run(experiment, run_name=title, tags=tags).info.run_id)
+            run_id = os.environ.get(VARIANT_RUN, "")
+            if run_id:
+                client.update_run(run_id, status="RUNNING")
+                client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            else:
+                run_id = str(client.create_run(experiment, run_name=title, tags=tags).info.run_id)
             params = [Param(name, str(value)) for name, value in flatten(self._settings)]
             for start in range(0, len(params), _MOST_PARAMS):
                 client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
             return run_id
 
-        self.id = _best_effort(make, "")
+        self.id = best_effort(make, "")
 
     def discard(self) -> None:
-        """Takes the run back: DVC had all that seemed to be missing."""
-        if self.id:
-            _best_effort(lambda: connect().delete_run(self.id), None)
+        """Takes the run back: DVC had all that seemed to be missing. A sweep's variant keeps its run."""
+        if self.id and VARIANT_RUN not in os.environ:
+            best_effort(lambda: connect().delete_run(self.id), None)
         self.id = ""
 
     def close(self, run: RunSummary, report: Path | None) -> None:
         """Records how the stages went, what they made, and the report."""
         if self.id:
-            _best_effort(lambda: self._record(run, report), None)
+            best_effort(lambda: self._record(run, report), None)
 
     def _record(self, run: RunSummary, report: Path | None) -> None:
         from mlflow.entities import Metric, RunTag
@@ -106,7 +114,8 @@ def _model_contents(root: Path) -> Iterator[tuple[str, str]]:
                 yield name, out["md5"]
 
 
-def _best_effort(call: Callable[[], Value], otherwise: Value) -> Value:
+def best_effort(call: Callable[[], Value], otherwise: Value) -> Value:
+    """What the call returns; where MLflow fails in any way, that is said, and `otherwise` is returned."""
     try:
         return call()
     except Exception as error:  # a tracking server may fail in any way

@@ -9,11 +9,18 @@ from tests.flows.conftest import CONFIG
 from tuneline.errors import ConfigError
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all, so that what is known to be valid is not asked again."""
+    path = tmp_path_factory.mktemp("toy")
+    (path / "toy.yaml").write_text(CONFIG)
+    (path / "toy.jsonl").touch()
+    return path
+
+
 @pytest.fixture
-def toy(tmp_path, monkeypatch):
-    (tmp_path / "toy.yaml").write_text(CONFIG)
-    (tmp_path / "toy.jsonl").touch()
-    monkeypatch.chdir(tmp_path)
+def toy(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     return Path("toy.yaml")
 
 
@@ -52,8 +59,8 @@ def test_what_cannot_be_meant_is_refused(overrides, message):
         parse_axes(overrides)
 
 
-def test_variants_are_all_combinations_and_seeds_are_told_from_settings(toy, tmp_path):
-    variants = make_variants(toy, ["dpo.launch.timeout_hours=2,3", "seed=0,1", "evaluate.max_new_tokens=9"], tmp_path)
+def test_variants_are_all_combinations_and_seeds_are_told_from_settings(toy, folder):
+    variants = make_variants(toy, ["dpo.launch.timeout_hours=2,3", "seed=0,1", "evaluate.max_new_tokens=9"], folder)
     assert [variant.name for variant in variants] == [
         "toy-timeout_hours-2-seed-0",
         "toy-timeout_hours-2-seed-1",
@@ -65,13 +72,13 @@ def test_variants_are_all_combinations_and_seeds_are_told_from_settings(toy, tmp
     assert in_words(variants[1].chosen) == "timeout_hours=2 seed=1"
     assert {variant.config.evaluate.max_new_tokens for variant in variants} == {9}
     assert variants[3].config.dpo.launch.timeout_hours == 3
-    again = make_variants(toy, ["dpo.launch.timeout_hours=2,3", "seed=0,1", "evaluate.max_new_tokens=9"], tmp_path)
+    again = make_variants(toy, ["dpo.launch.timeout_hours=2,3", "seed=0,1", "evaluate.max_new_tokens=9"], folder)
     assert sweep_key(variants) == sweep_key(again)
     assert sweep_key(variants) != sweep_key(variants[:3])
 
 
-def test_names_are_good_for_folders_and_refs_and_unlike_one_another(toy, tmp_path):
-    variants = make_variants(toy, ["evaluate.pass_at=[1,8],[1, 8, 16],[]", "evaluate.temperature=0,.5"], tmp_path)
+def test_names_are_good_for_folders_and_refs_and_unlike_one_another(toy, folder):
+    variants = make_variants(toy, ["evaluate.best_of_n=[1,2],[1, 2, 4],[]", "evaluate.temperature=0,.5"], folder)
     names = [variant.name for variant in variants]
     assert len(set(names)) == 6
     assert all(name.replace("-", "").replace("_", "").replace(".", "").isalnum() for name in names)
@@ -79,19 +86,19 @@ def test_names_are_good_for_folders_and_refs_and_unlike_one_another(toy, tmp_pat
     assert ".." not in "".join(names)
 
 
-def test_a_typo_is_refused_with_the_nearest_name(toy, tmp_path):
+def test_a_typo_is_refused_with_the_nearest_name(toy, folder):
     with pytest.raises(ConfigError, match="did you mean `temperature`"):
-        make_variants(toy, ["evaluate.temprature=0,1"], tmp_path)
+        make_variants(toy, ["evaluate.temprature=0,1"], folder)
 
 
-def test_a_wrong_value_in_the_last_variant_is_found_too(toy, tmp_path):
+def test_a_wrong_value_in_the_last_variant_is_found_too(toy, folder):
     with pytest.raises(ConfigError, match="seed"):
-        make_variants(toy, ["seed=0,1,-2"], tmp_path)
+        make_variants(toy, ["seed=0,1,-2"], folder)
 
 
-def test_one_setting_written_twice_is_no_sweep(toy, tmp_path):
+def test_one_setting_written_twice_is_no_sweep(toy, folder):
     with pytest.raises(ConfigError, match="the same settings"):
-        make_variants(toy, ["dpo.launch.timeout_hours=2,2.0"], tmp_path)
+        make_variants(toy, ["dpo.launch.timeout_hours=2,2.0"], folder)
 
 
 def test_short_names_tell_settings_apart():

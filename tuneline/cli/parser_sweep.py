@@ -1,0 +1,40 @@
+"""The arguments of `tuneline sweep`. Imports nothing heavy."""
+
+import argparse
+from collections.abc import Callable
+
+
+def add_sweep(
+    command: Callable[[str, str], argparse.ArgumentParser],
+    add_config: Callable[[argparse.ArgumentParser], None],
+    add_retries: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """Adds the command; `command` makes its parser by name and help, the others add what other commands have too."""
+    sweep = command(
+        "sweep", "Run a config with several values of some settings, --set a.b=1,2 --set seed=0,1, and compare them."
+    )
+    add_config(sweep)
+    sweep.add_argument(
+        "--jobs", type=_positive, metavar="N", help="variants at the same time (default: as GPUs allow; 1 without any)"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="print the variants and the expected time, run nothing")
+    sweep.add_argument("--name", metavar="NAME", help="of the sweep's run and report (default: the config's and a key)")
+    sweep.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what to compare by, such as evaluate/dpo/accuracy; the first decides which is best (may be repeated)",
+    )
+    best = sweep.add_mutually_exclusive_group()
+    best.add_argument("--minimize", dest="lower", action="store_const", const=True, help="less of the first is better")
+    best.add_argument("--maximize", dest="lower", action="store_const", const=False, help="more of the first is better")
+    sweep.add_argument("--keep", action="store_true", help="keep the checkouts of variants that are done")
+    add_retries(sweep)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of variants; use 1, 2, ...")
+    return int(text)
