@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import load_image
 
-from tuneline.data.formats import Messages, is_messages
+from tuneline.data.formats import Messages, is_messages, to_messages
 from tuneline.data.multimodal import prepare_multimodal_messages
 from tuneline.errors import DataError
 
@@ -57,7 +57,8 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
     images, name = column_images(row), _within_messages(row)
     if name is None:
         return images
-    return [part["image"] for part in _parts(prepare_multimodal_messages(row[name], images)) if "image" in part]
+    messages = prepare_multimodal_messages(to_messages(row[name]), images)
+    return [part["image"] for part in _parts(messages)]
 
 
 def with_places_alone(messages: Messages) -> Messages:
@@ -149,7 +150,7 @@ def _within_messages(row: Mapping[str, Any]) -> str | None:
     """The column whose messages hold images themselves; None where none does."""
     for name in _MAY_HOLD_IMAGES:
         if is_messages(row.get(name)):
-            return name if any("image" in part for part in _parts(row[name])) else None
+            return name if any(part.get("image") is not None for part in _parts(row[name])) else None
     return None
 
 

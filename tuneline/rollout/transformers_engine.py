@@ -10,7 +10,7 @@ rows: in float32 it decides one draw in some hundred thousand.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,6 +24,12 @@ from tuneline.errors import ConfigError, DataError
 from tuneline.products import use_fast_products
 from tuneline.rollout.cache import ROW_ATTENTION, RowCache
 from tuneline.rollout.drawing import BLOCK, check_sampling, draw, num_blocks, penalize_repetition
+from tuneline.rollout.images import (
+    attention_of_text,
+    read_with_images,
+    set_attention_of_text,
+    without_image_tokens,
+)
 from tuneline.rollout.protocol import Completion, Request, Sampling
 from tuneline.rollout.readable import readable_model
 
@@ -115,6 +121,7 @@ class _Row:
     seed: int
     next_id: int  # the last token, which is not in the cache yet
     length: int  # tokens in the cache
+    shift: int  # position of a token less its place
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     support: list[list[int]] | None = None
@@ -136,8 +143,10 @@ class _Prompt:
     """A prompt, and its completions that have no row yet: (request, copy, seed, limit)."""
 
     ids: tuple[int, ...]
+    images: Mapping[str, Tensor] = field(default_factory=dict)
     waiting: deque[tuple[int, int, int, int]] = field(default_factory=deque)
     states: list[tuple[Tensor, Tensor]] | None = None  # a layer: keys and values (kv heads, tokens, head size)
+    shift: int = 0  # see `read_with_images`
 
     @property
     def num_cached(self) -> int:
@@ -182,8 +191,14 @@ class _Writing:
             if sum(len(p.waiting) for p in entering) >= num_free:
                 break
             entering.append(prompt)
-        for group in _like_lengths([p for p in entering if p.num_cached and p.states is None], self.prefill_tokens):
+        unread = [p for p in entering if p.num_cached and p.states is None]
+        for group in _like_lengths([p for p in unread if not p.images], self.prefill_tokens):
             self._prefill(group)
+        for prompt in unread:
+            if prompt.images:
+                cache = DynamicCache()
+                prompt.shift = read_with_images(self.model, prompt.ids, prompt.images, cache)
+                prompt.states = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
         for prompt in entering:
             while prompt.waiting and len(self.rows) < self.num_rows:
                 self._place(prompt)
@@ -215,22 +230,25 @@ class _Writing:
             self.seen[place] = False
             self.seen[place, torch.tensor(prompt.ids, device=self.device)] = True
         support: list[list[int]] | None = [] if self.sampling.cuts_support else None
-        self.rows.append(_Row(request, copy, limit, seed, prompt.ids[-1], prompt.num_cached, support=support))
+        self.rows.append(
+            _Row(request, copy, limit, seed, prompt.ids[-1], prompt.num_cached, prompt.shift, support=support)
+        )
 
     def _write(self) -> None:
         """One forward pass of the newest token of each row, and the token drawn after it."""
         rows = self.rows
         lengths = torch.tensor([row.length for row in rows], device=self.device)
+        positions = lengths + torch.tensor([row.shift for row in rows], device=self.device)
         visible = self.cache.begin_step(lengths)
         output = self.model(
             input_ids=torch.tensor([[row.next_id] for row in rows], device=self.device),
             attention_mask=self._mask(visible, lengths),
-            position_ids=lengths[:, None],
+            position_ids=positions[:, None],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        logits = output.logits[:, -1].float()
+        logits = without_image_tokens(self.model, output.logits[:, -1].float())
         if self.seen is not None:
             logits = penalize_repetition(logits, self.seen[: len(rows)], self.sampling.repetition_penalty)
         drawn = draw(logits, self._exponentials(logits.shape[1]), self.sampling)
@@ -290,15 +308,15 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     In training mode gradient checkpointing would turn the cache off.
     """
     training = [module for module in model.modules() if module.training]
-    attention = model.config._attn_implementation
+    attention = attention_of_text(model)
     model.eval()
     use_fast_products(model)
-    model.set_attn_implementation(ROW_ATTENTION)
+    set_attention_of_text(model, ROW_ATTENTION)
     try:
         with torch.no_grad():
             yield
     finally:
-        model.set_attn_implementation(attention)
+        set_attention_of_text(model, attention)
         for module in training:
             module.training = True
         # Autocast keeps its copies of the weights; those made here know no gradient.
@@ -309,7 +327,7 @@ def _prompts(requests: Sequence[Request], sampling: Sampling, model: PreTrainedM
     """Each prompt once, with all completions that requests want of it; checked."""
     vocab = model.get_input_embeddings().weight.shape[0]
     max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    prompts: dict[tuple[int, ...], _Prompt] = {}
+    prompts: dict[tuple[tuple[int, ...], int], _Prompt] = {}
     for number, request in enumerate(requests):
         ids = tuple(request.prompt_ids)
         limit = sampling.max_new_tokens
@@ -330,7 +348,8 @@ def _prompts(requests: Sequence[Request], sampling: Sampling, model: PreTrainedM
                 f"request {number}: a prompt of {len(ids)} tokens and {limit} new ones are {len(ids) + limit}, and the "
                 f"model's max_position_embeddings is {max_length}; lower max_new_tokens or leave the prompt out."
             )
-        prompt = prompts.setdefault(ids, _Prompt(ids))
+        key = (ids, id(request.images) if request.images else 0)
+        prompt = prompts.setdefault(key, _Prompt(ids, request.images or {}))
         prompt.waiting.extend((number, copy, seed, limit) for copy, seed in enumerate(request.seeds))
     return [prompt for prompt in prompts.values() if prompt.waiting]
 

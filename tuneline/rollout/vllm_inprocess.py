@@ -13,6 +13,7 @@ from torch import nn
 
 from tuneline.errors import ConfigError, RolloutError
 from tuneline.logging import get_logger
+from tuneline.rollout.images import refuse_images
 from tuneline.rollout.protocol import Completion, Request, Sampling
 from tuneline.rollout.vllm_launch import reserved_rank
 from tuneline.rollout.vllm_sampling import read_output, sampling_params
@@ -105,6 +106,7 @@ class VLLMInProcess:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if not self._has_weights:
             raise RolloutError("vLLM in this process has no weights of the policy yet; call sync_weights first.")
+        refuse_images(requests, "vLLM in this process")
         for request in requests:
             wanted = len(request.prompt_ids) + (request.max_new_tokens or sampling.max_new_tokens)
             if wanted > self.max_length:

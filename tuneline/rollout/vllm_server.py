@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tuneline.errors import RolloutError
 from tuneline.logging import get_logger
 from tuneline.models.layouts import base_model
+from tuneline.rollout.images import refuse_images
 from tuneline.rollout.protocol import Completion, Request, Sampling
 from tuneline.rollout.vllm_client import VLLMClient
 from tuneline.rollout.vllm_launch import ServerProcess, server_options
@@ -111,6 +112,7 @@ class VLLMServer:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if self._broken:
             raise self._error(f"its weights are not the policy's: {self._broken}")
+        refuse_images(requests, "vLLM server")
         for request in requests:
             wanted = len(request.prompt_ids) + (request.max_new_tokens or sampling.max_new_tokens)
             if wanted > self.facts.max_length:

@@ -130,4 +130,12 @@ def _written(completion: Any) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return "\n".join(f"{message['role']}: {message.get('content') or message.get('tool_calls')}" for message in value)
+    return "\n".join(f"{message['role']}: {_content(message)}" for message in value)
+
+
+def _content(message: dict[str, Any]) -> Any:
+    """What a message says, with `<image>` in the place of an image."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part.get("text") or f"<{part['type']}>" for part in content)
+    return content or message.get("tool_calls")

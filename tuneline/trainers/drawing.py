@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from tuneline.data.formats import common_prefix_length, is_messages
+from tuneline.data.formats import common_prefix_length, is_messages, to_messages
+from tuneline.data.images import column_images, has_images, image_inputs, row_images, tokenizer_of
+from tuneline.data.multimodal import prepare_multimodal_messages
+from tuneline.data.multimodal_rendering import ProcessingClass, tokenize_any
 from tuneline.data.rendering import Rows, tokenize_values
 from tuneline.environments import Counts, Interaction
 from tuneline.errors import DataError, RolloutError
@@ -40,12 +44,13 @@ class Drawn:
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     rows: Sequence[Mapping[str, Any]],
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
     """Token ids of the rows' `prompt`, text or messages, the latter with the mark that opens the answer, or open
-    where they end in the beginning of one; or `prompt_input_ids`, where all rows have them."""
+    where they end in the beginning of one; or `prompt_input_ids`, where all rows have them. Images are in `images`,
+    `image`, or the messages."""
     given = [row.get("prompt_input_ids") for row in rows]
     if all(ids is not None for ids in given):
         return [list(ids) for ids in given if ids is not None]
@@ -56,8 +61,30 @@ def encode_prompts(
         {**(chat_template_kwargs or {}), **(row.get("chat_template_kwargs") or {}), **_turn(row["prompt"])}
         for row in rows
     ]
+    if any(has_images(row) for row in rows):
+        columns["images"] = [row_images(row) for row in rows]
     table = Rows(columns, range(len(rows)))
-    return tokenize_values(tokenizer, table, table.texts_or_messages("prompt"), add_generation_prompt=True)
+    return tokenize_any(tokenizer, table, table.texts_or_messages("prompt"), add_generation_prompt=True)
+
+
+def encode_images(tokenizer: ProcessingClass, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Tensor] | None]:
+    """The images of the rows' prompts, as a model reads them; one object for equal rows that follow one another."""
+    images: list[Mapping[str, Tensor] | None] = []
+    for i, row in enumerate(rows):
+        if i and row == rows[i - 1]:
+            images.append(images[-1])
+        elif isinstance(tokenizer, ProcessorMixin) and has_images(row):
+            images.append(image_inputs(tokenizer, row_images(row)) or None)
+        else:
+            images.append(None)
+    return images
+
+
+def with_images_in_place(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose prompt, if it is messages, holds its images in their places, which is what reward functions see."""
+    if not has_images(row) or not is_messages(row["prompt"]):
+        return row
+    return {**row, "prompt": prepare_multimodal_messages(to_messages(row["prompt"]), column_images(row))}
 
 
 def _turn(prompt: Any) -> dict[str, Any]:
@@ -68,7 +95,7 @@ def _turn(prompt: Any) -> dict[str, Any]:
 
 def draw(
     engine: RolloutEngine,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     rows: Sequence[dict[str, Any]],
     seeds: Sequence[int],
     sampling: Sampling,
@@ -90,20 +117,28 @@ def draw(
         completions = [_completion(tokenizer, row, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
         return Drawn(list(rows), rollouts, completions, environments, counts)
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
-    prompts = encode_prompts(tokenizer, [rows[i] for i in starts], chat_template_kwargs)
+    firsts = [rows[i] for i in starts]
+    prompts, images = encode_prompts(tokenizer, firsts, chat_template_kwargs), encode_images(tokenizer, firsts)
     bounds = [*starts, len(rows)]
     requests = [
-        Request(ids, seeds[start:end], _room(ids, sampling, max_length))
-        for ids, start, end in zip(prompts, bounds, bounds[1:], strict=False)
+        Request(ids, seeds[start:end], _room(ids, sampling, max_length), own)
+        for ids, own, start, end in zip(prompts, images, bounds, bounds[1:], strict=False)
     ]
     drawn = engine.generate(requests, sampling)
     rollouts = [
-        Rollout(list(request.prompt_ids), one.ids, one.logprobs, one.is_finished, support=one.support)
+        Rollout(
+            list(request.prompt_ids),
+            one.ids,
+            one.logprobs,
+            one.is_finished,
+            support=one.support,
+            images=request.images,
+        )
         for request, group in zip(requests, drawn, strict=True)
         for one in group
     ]
     completions = [_completion(tokenizer, row, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
-    return Drawn(list(rows), rollouts, completions)
+    return Drawn([with_images_in_place(row) for row in rows], rollouts, completions)
 
 
 def draw_with(function: RolloutFunction, rows: Sequence[dict[str, Any]], trainer: Any) -> Drawn:
@@ -130,6 +165,7 @@ def draw_with(function: RolloutFunction, rows: Sequence[dict[str, Any]], trainer
     tokenizer = trainer.processing_class
     stops = set(trainer.sampling.stop_token_ids)
     rollouts, filled = [], []
+    images = encode_images(tokenizer, rows)
     for i, row in enumerate(rows):
         ids = list(columns["completion_ids"][i])
         logprobs = columns["logprobs"][i]
@@ -142,21 +178,24 @@ def draw_with(function: RolloutFunction, rows: Sequence[dict[str, Any]], trainer
                 "least one, and as many of each."
             )
         extra = {name: values[i] for name, values in columns.items() if name not in own}
-        rollouts.append(Rollout(list(columns["prompt_ids"][i]), ids, logprobs, ids[-1] in stops, mask))
-        filled.append({**row, **extra})
+        prompt_ids, is_finished = list(columns["prompt_ids"][i]), ids[-1] in stops
+        rollouts.append(Rollout(prompt_ids, ids, logprobs, is_finished, mask, images=images[i]))
+        filled.append(with_images_in_place({**row, **extra}))
     completions = [_completion(tokenizer, row, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
     return Drawn(filled, rollouts, completions)
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], rollout: Rollout) -> Any:
+def _completion(tokenizer: ProcessingClass, row: Mapping[str, Any], rollout: Rollout) -> Any:
     """What the reward functions see: in the notation of the prompt, without special tokens."""
     if rollout.messages is not None:
         return rollout.messages
-    text = tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
+    text = tokenizer_of(tokenizer).decode(rollout.completion_ids, skip_special_tokens=True)
     prompt = row["prompt"]
     if not is_messages(prompt):
         return text
     begun = prompt[-1]["content"] if prompt and prompt[-1]["role"] == "assistant" else ""
+    if isinstance(begun, list):
+        begun = "".join(part["text"] for part in begun)
     return [{"role": "assistant", "content": f"{begun}{text}"}]
 
 

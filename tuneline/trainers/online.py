@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 
+from tuneline.data.images import tokenizer_of
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import token_logprobs
@@ -35,7 +36,7 @@ from tuneline.trainers.completions_log import CompletionsLog, RolloutTable, roll
 from tuneline.trainers.drawing import Drawn, RolloutFunction
 from tuneline.trainers.experience import Experience, ScoredRollout, make_experience
 from tuneline.trainers.online_config import OnlineConfig
-from tuneline.trainers.online_inputs import check_rows, default_engine, reward_functions
+from tuneline.trainers.online_inputs import check_images, check_rows, default_engine, reward_functions
 from tuneline.trainers.online_state import OnlineState, StepTime
 from tuneline.trainers.prompts import prompt_loader
 from tuneline.trainers.reference import Reference, SyncReference, reference_of
@@ -67,6 +68,7 @@ class OnlineTrainer(BaseTrainer):
     config_class: type = OnlineConfig
     method = "Online"
     learns_from_rewards: ClassVar[bool] = True
+    takes_images: ClassVar[bool] = False
     scores_as_drawn: ClassVar[bool] = True  # by the sampler's temperature and support; else by the plain policy
 
     def __init__(
@@ -93,7 +95,9 @@ class OnlineTrainer(BaseTrainer):
             model = load_causal_lm(
                 model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
             )
-        tokenizer = ready_tokenizer(processing_class, model, args, args.eos_token, args.chat_template_path)
+        tokenizer = ready_tokenizer(
+            processing_class, model, args, args.eos_token, args.chat_template_path, takes_images=self.takes_images
+        )
         continues_adapter = isinstance(model, PeftModel) and peft_config is None
         policy: Any = add_adapter(model, peft_config)
         reject_prompt_learning(policy)
@@ -102,7 +106,10 @@ class OnlineTrainer(BaseTrainer):
         train_dataset = self.ready_rows("train_dataset", train_dataset, tokenizer)
         eval_dataset = self.ready_rows("eval_dataset", eval_dataset, tokenizer)
         self.sampling = args.sampling(stop_token_ids(base_model(policy), tokenizer))
-        interaction = None if make_interaction is None else make_interaction(tokenizer, self.sampling.stop_token_ids)
+        interaction = None
+        if make_interaction is not None:
+            interaction = make_interaction(tokenizer_of(tokenizer), self.sampling.stop_token_ids)
+        check_images(tokenizer, (train_dataset, eval_dataset), args.use_vllm, interaction)
         is_rewarded, has_reference = self.learns_from_rewards, self.has_reference(args)
         self.rewards = reward_functions(reward_funcs, reward_processing_classes, interaction, args, is_rewarded)
         if ref_model is not None and ref_model is model:

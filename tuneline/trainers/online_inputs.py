@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
 
+from tuneline.data.images import check_images_are_read
 from tuneline.environments import Interaction
 from tuneline.errors import ConfigError, DataError
 from tuneline.models.layouts import policy_of
@@ -64,3 +66,20 @@ def check_rows(name: str, rows: Any) -> None:
         names = rows.column_names
         if names is not None and "prompt" not in names:
             raise DataError(f"{name} has the columns {names} and no 'prompt'; rename the one that holds the prompts.")
+
+
+def check_images(processing_class: Any, datasets: Iterable[Any], uses_vllm: bool, interaction: Any) -> None:
+    """Raises:
+    DataError: rows with images, and a tokenizer alone.
+    ConfigError: rows with images, and what draws or answers reads text alone.
+    """
+    parts = [part for rows in datasets for part in (rows.values() if isinstance(rows, dict) else [rows])]
+    if not any(check_images_are_read(processing_class, rows, "the data set") for rows in parts):
+        return
+    if uses_vllm:
+        raise ConfigError(
+            "use_vllm=True, and the data set has images, which are not sent to vLLM; leave it at False, and the model "
+            "in training draws the completions."
+        )
+    if interaction is not None:
+        raise ConfigError("tools and environments answer in text, and the data set has images; use one without.")

@@ -27,6 +27,7 @@ class RLOOTrainer(OnlineTrainer):
     args: RLOOConfig
     config_class = RLOOConfig
     method = "RLOO"
+    takes_images = True
 
     @property
     def needs_old_logprobs(self) -> bool:
