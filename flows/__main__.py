@@ -67,6 +67,22 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.lineage import show_verification
 
                 return show_verification(root, console, arguments.target)
+            case "push":
+                from flows.storage import push_results
+
+                return push_results(root, console, arguments.remote, every=arguments.all)
+            case "pull":
+                from flows.storage import pull_results
+
+                return pull_results(root, console, arguments.remote)
+            case "rounds":
+                from flows.rounds_command import run_rounds
+
+                return run_rounds(root, console, arguments, _config_path(arguments.config, root))
+            case "collect":
+                from flows.collection import run_collect_command
+
+                return run_collect_command(root, console, arguments)
             case "env":
                 from tuneline.cli.environment import print_environment
 

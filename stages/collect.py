@@ -193,7 +193,7 @@ def _scores(
         scorer.close()
 
 
-def _reward_model(root: Path, dtype: str) -> RewardModel:
+def _reward_model(root: Path, dtype: str) -> Any:
     folder = str(root / REWARD_MODEL)
     model = load_reward_model(folder, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
     return RewardModel(model, load_tokenizer(folder))

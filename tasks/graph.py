@@ -42,7 +42,10 @@ def plan_stages(root: Path, params: dict[str, Any] | None = None) -> list[StageP
     """
     with _repository(root) as repo:
         stages = {stage.name: stage for stage in repo.index.stages if stage.name}
-        after = {name: tuple(s.name for s in repo.index.graph.successors(stage)) for name, stage in stages.items()}
+        after = {
+            name: tuple(s.name for s in repo.index.graph.successors(stage) if s.name)  # a data file (.dvc) has none
+            for name, stage in stages.items()
+        }
         plans: dict[str, StagePlan] = {}
         no_longer_read = _files_named(root) - set((params or {}).get("files", {}).values()) if params else set()
         for name in _in_order(after):

@@ -6,6 +6,7 @@ import re
 from typing import NoReturn
 
 from tuneline.cli.methods import METHODS
+from tuneline.cli.parser_collect import add_collect, add_rounds
 from tuneline.cli.parser_deployments import add_gpus, add_notify, add_server
 from tuneline.cli.parser_lineage import add_lineage_commands
 from tuneline.cli.parser_models import add_chat
@@ -90,6 +91,14 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     stage.add_argument("name", choices=STAGES, metavar="NAME", help=", ".join(STAGES))
     stage.add_argument("--force", action="store_true", help="run it even if it is up to date")
     _add_retries(stage)
+    add_push_after_run(stage)
+
+    add_sweep(command, _add_config, _add_retries)
+    rounds = command("rounds", "Collect preferences from the newest policy, learn from them, and so on in rounds.")
+    _add_config(rounds)
+    add_rounds(rounds)
+    _add_retries(rounds)
+    add_collect(command("collect", "Label collected pairs on a local page, see how far that is, export the labels."))
 
     add_server(command("server", "Start Prefect's server for schedules, on loopback and behind a password."))
     add_gpus(command("gpus", "Make or change the limit on Prefect's server that GPUs are shared by."))

@@ -66,9 +66,13 @@ class LabelServer:
         self._http.guard = Guard(self.port, token or secrets.token_urlsafe(24))
 
     @property
+    def token(self) -> str:
+        return self._http.guard.token
+
+    @property
     def address(self) -> str:
         """What to open in a browser; whoever knows it can label."""
-        return f"http://{LOOPBACK}:{self.port}/?token={self._http.guard.token}"
+        return f"http://{LOOPBACK}:{self.port}/?token={self.token}"
 
     def serve(self) -> None:
         """Answer until `close` is called from another thread, or a signal raises here."""
