@@ -91,7 +91,6 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     stage.add_argument("name", choices=STAGES, metavar="NAME", help=", ".join(STAGES))
     stage.add_argument("--force", action="store_true", help="run it even if it is up to date")
     _add_retries(stage)
-    add_push_after_run(stage)
 
     add_sweep(command, _add_config, _add_retries)
     rounds = command("rounds", "Collect preferences from the newest policy, learn from them, and so on in rounds.")
