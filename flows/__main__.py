@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.showing import show_plan
 
                 return show_plan(root, console, _config_path(arguments.config, root), arguments.overrides)
+            case "sweep":
+                from flows.sweep import run_sweep
+
+                return run_sweep(root, console, arguments, _config_path(arguments.config, root))
             case "status":
                 from flows.showing import show_status
 

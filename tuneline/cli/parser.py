@@ -10,6 +10,7 @@ from tuneline.cli.parser_collect import add_collect, add_rounds
 from tuneline.cli.parser_deployments import add_gpus, add_notify, add_server
 from tuneline.cli.parser_lineage import add_lineage_commands
 from tuneline.cli.parser_models import add_chat
+from tuneline.cli.parser_sweep import add_sweep
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "collect")
 SHELLS = ("bash", "zsh")
@@ -27,6 +28,7 @@ examples:
   tuneline plan configs/quickstart.yaml
   tuneline run configs/quickstart.yaml
   tuneline run configs/quickstart.yaml --set dpo.training.beta=0.2
+  tuneline sweep configs/quickstart.yaml --set dpo.training.beta=0.05,0.1,0.3 --set seed=0,1,2
   tuneline stage dpo --force
   tuneline dpo --model_name_or_path MODEL --dataset_name DATA --output_dir OUT --accelerate_config fsdp2
   tuneline grpo --config grpo.yaml --num_processes 4
