@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
 
                 return show_status(root, console)
             case "report":
-                from flows.showing import rewrite_report
+                from flows.reporting import report
 
-                return rewrite_report(root, console)
+                return report(root, console, arguments)
             case "server":
                 from flows.serving import print_client_env, serve
 

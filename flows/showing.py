@@ -1,4 +1,4 @@
-"""`tuneline plan`, `status` and `report`: what would run, what is up to date, what was made. No result is changed."""
+"""`tuneline plan` and `status`: what would run, what is up to date. No result is changed."""
 
 import fcntl
 import time
@@ -15,7 +15,7 @@ from tasks.estimates import estimate
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import read_history
 from tasks.progress import read_progress
-from tasks.summary import StageSummary, headline, load_last_run, read_metrics, read_off
+from tasks.summary import StageSummary, headline, read_metrics, read_off
 
 _SHOWN_REASONS = 4
 
@@ -117,12 +117,3 @@ def _is_running(root: Path, stage: str) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def rewrite_report(root: Path, console: Console) -> int:
-    """The HTML report of the last run, written anew from what the stages left."""
-    from tasks.report import write_report
-
-    path = write_report(root, load_last_run(root))
-    console.print(str(path), soft_wrap=True)
-    return 0

@@ -89,8 +89,12 @@ def cached_summary(root: Path, config: dict[str, Any], stages: list[str]) -> Run
 
 
 def save_last_run(root: Path, run: RunSummary) -> Path:
-    """Keeps the summary for `tuneline report`, written aside and renamed."""
-    path = root / LAST_RUN
+    """Keeps the summary for `tuneline report`."""
+    return save_run(root / LAST_RUN, run)
+
+
+def save_run(path: Path, run: RunSummary) -> Path:
+    """Keeps a summary as JSON, written aside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(asdict(run), indent=1, default=datetime.isoformat))
@@ -107,12 +111,21 @@ def load_last_run(root: Path) -> RunSummary:
     path = root / LAST_RUN
     if not path.is_file():
         raise TunelineError(f"{path} does not exist: nothing was run in this checkout yet; use `tuneline run CONFIG`.")
+    return load_run(path)
+
+
+def load_run(path: Path) -> RunSummary:
+    """A summary that `save_run` has kept.
+
+    Raises:
+        TunelineError: it cannot be read.
+    """
     try:
         record = json.loads(path.read_text())
         stages = tuple(StageSummary(**stage) for stage in record.pop("stages"))
         started, finished = (datetime.fromisoformat(record.pop(name)) for name in ("started", "finished"))
         return RunSummary(stages=stages, started=started, finished=finished, **record)
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise TunelineError(f"{path} cannot be read ({error}); run the line again, and it is written anew.") from error
 
 
