@@ -1,6 +1,7 @@
 """A stage without a model: writes its output, its metrics and its progress, or fails as `orders/NAME` says.
 
-`orders/NAME` holds one word a try: `ok`, an exit code, `killed`, or `hang` (which starts a child that hangs too).
+`orders/NAME` holds one word a try: `ok`, an exit code, `killed`, `sleep` (10 s, then ok), or `hang` (which starts a child
+that hangs too).
 """
 
 import json
@@ -41,6 +42,9 @@ def obey(name: str, attempt: int) -> None:
     match words[attempt - 1 : attempt]:
         case ["killed"]:
             os.kill(os.getpid(), signal.SIGKILL)
+        case ["sleep"]:
+            time.sleep(10)
+            Path(f"{name}.done").touch()
         case ["hang"]:
             watched = "from stages.supervise import watch_owner; watch_owner(); import time; time.sleep(300)"
             subprocess.Popen([sys.executable, "-c", watched], start_new_session=True)
