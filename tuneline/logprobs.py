@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tuneline.attention import Segments, reading_trees
 from tuneline.heads import AnyQuestion, Objective, Question, TargetHead, leave_out_of_support
 from tuneline.losses.sft import dft_loss, nll_loss
-from tuneline.models.layouts import output_head
+from tuneline.models.layouts import learns_a_prompt, num_virtual_tokens, output_head
 from tuneline.models.padded import padded_inputs, takes_logits_to_keep
 from tuneline.products import fill_up
 from tuneline.trees import PromptTrees
@@ -63,7 +63,7 @@ def token_logprobs(
         trees.target_ids, rows, temperature, with_entropy, with_probability_mass, objective, support, weights
     )
     head = output_head(model)
-    if not isinstance(head, TargetHead):
+    if not isinstance(head, TargetHead) or learns_a_prompt(model):
         return _padded_logprobs(model, call, trees, question, router)
     output = ask_head(head, call, trees, positions, question, **router)
     answers = TargetLogprobs(*output.logits[0].float().unbind(-1))
@@ -100,7 +100,7 @@ def _padded_logprobs(
     model: nn.Module, call: Callable[..., Any], trees: PromptTrees, question: Question, router: dict[str, bool]
 ) -> TargetLogprobs:
     rows, inputs = padded_inputs(model, trees)
-    columns = rows.target_columns
+    columns = rows.target_columns + num_virtual_tokens(model)
     if takes_logits_to_keep(model):  # prompts, and the images in them, do not go through the head
         inputs["logits_to_keep"], columns = columns.unique(return_inverse=True)
     output = call(**inputs, **router)

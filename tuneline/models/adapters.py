@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from tuneline.errors import ModelError
+from tuneline.errors import ConfigError, ModelError
 from tuneline.logging import get_logger
-from tuneline.models.layouts import base_model
+from tuneline.models.layouts import base_model, learns_a_prompt, policy_of
 
 logger = get_logger(__name__)
 
@@ -32,6 +33,14 @@ _Choice = list[tuple[Any, Any]]
 @contextmanager
 def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """Let one adapter be at work; what is trained stays as it is."""
+    if isinstance(model, PeftModel) and learns_a_prompt(model):
+        active = model.active_adapter
+        model.active_adapter = name
+        try:
+            yield
+        finally:
+            model.active_adapter = active
+        return
     before = _choose(model, name)
     try:
         yield
@@ -42,6 +51,10 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Let no adapter be at work: the base model. What is trained stays as it is."""
+    if isinstance(model, PeftModel) and learns_a_prompt(model):
+        with model.disable_adapter():
+            yield
+        return
     switched = [module for module in _adapted(model) if not module._disable_adapters]
     for module in switched:
         module._disable_adapters = True
@@ -121,6 +134,60 @@ def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
             for part in (part[name] for part in parts if name in part):
                 found += [part] if isinstance(part, nn.Parameter) else list(part.parameters())
     return found
+
+
+def check_adapter_acts(model: Any) -> None:
+    """See that the model's answers depend on what its adapter trains, by the gradient of one short text; a new LoRA
+    adapter, which changes nothing yet, passes.
+
+    Raises:
+        ConfigError: nothing of the adapter is trained, or it has no effect, with the reason.
+    """
+    policy = policy_of(model)
+    if not isinstance(policy, PeftModel):
+        return
+    base, names = base_model(policy), policy.active_adapters
+    if learns_a_prompt(policy):
+        own = [one for name in names for one in policy.prompt_encoder[name].parameters()]
+    else:
+        own = [one for name in names for one in adapter_parameters(policy, name)]
+    what = f"the adapter {', '.join(names)!r} ({policy.active_peft_config.peft_type.value})"
+    if own and not any(parameter.requires_grad for parameter in own):
+        raise ConfigError(
+            f"{what} does not train: it was loaded for use (PeftModel.from_pretrained needs is_trainable=True to go on "
+            "training it) or is disabled (enable_adapter_layers)."
+        )
+    trained = [parameter for parameter in own if parameter.requires_grad]
+    config = base.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False) or any(one.is_meta or not one.numel() for one in trained):
+        return
+    gradients = _gradients(policy, trained, config.vocab_size)
+    if any(gradient is not None and gradient.count_nonzero() for gradient in gradients):
+        return
+    modules = getattr(policy.active_peft_config, "target_modules", None)
+    said = f"{what} has no effect on what {type(base).__name__} answers: no gradient reaches its {len(own)} tensors"
+    if config is not base.config or modules is None:  # it may act on images, or on few tokens
+        logger.warning("%s", said)
+        return
+    named = sorted(modules) if isinstance(modules, set | list) else modules
+    raise ConfigError(
+        f"{said}. Its target_modules are {named}; name layers that the text goes through, such as 'all-linear', and "
+        "see that the adapter is enabled."
+    )
+
+
+@torch.enable_grad()
+def _gradients(policy: PeftModel, weights: list[nn.Parameter], vocab_size: int) -> tuple[Tensor | None, ...]:
+    ids = torch.arange(8, device=next(policy.parameters()).device) * 7 % vocab_size
+    was_training = {module: module.training for module in policy.modules()}
+    policy.eval()  # without dropout, so that no random number is drawn
+    try:
+        logits = policy(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits.float()
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    weighed = (logits * torch.arange(logits.numel(), device=logits.device).cos().view_as(logits)).sum()
+    return torch.autograd.grad(weighed, weights, allow_unused=True) if weighed.requires_grad else (None,)
 
 
 def _follow_segments(model: nn.Module) -> None:

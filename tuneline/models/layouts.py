@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -37,6 +37,9 @@ def prepare_for_trees(model: nn.Module) -> bool:
         ModelError: adapters on the output head, which reads its weight directly.
     """
     base = base_model(model)
+    if learns_a_prompt(model):
+        logger.info("%s takes padded rows, not prompt trees: its adapter begins every sequence", type(base).__name__)
+        return False
     head_name = _head_name(base)
     head: Any = getattr(base, head_name, None)
     kept_by_adapter = isinstance(head, ModulesToSaveWrapper)
@@ -88,6 +91,23 @@ def base_model(model: Any) -> PreTrainedModel:
     one."""
     model = policy_of(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def learns_a_prompt(model: Any) -> bool:
+    """Whether the model's adapter puts virtual tokens before every sequence (prompt tuning, prefix tuning), which a
+    row of trees, with its many sequences, has no place for."""
+    policy = policy_of(model)
+    return isinstance(policy, PeftModel) and policy.active_peft_config.is_prompt_learning
+
+
+def num_virtual_tokens(model: Any) -> int:
+    """Rows of the model's logits that come before those of a sequence's own tokens: 0 without an adapter at work, and
+    where it begins sequences in the cache instead (prefix tuning)."""
+    policy = policy_of(model)
+    if not learns_a_prompt(policy) or not policy.has_active_enabled_adapter:
+        return 0
+    config = policy.active_peft_config
+    return 0 if config.peft_type == PeftType.PREFIX_TUNING else config.num_virtual_tokens
 
 
 def output_head(model: nn.Module) -> nn.Module:

@@ -193,13 +193,29 @@ def clone_chat_template(
 
 
 def add_adapter(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
-    """Wrap a model with a new adapter; a model that has one already is merged first, as its weights are the start."""
+    """Wrap a model with a new adapter; a model that has one already is merged first, as its weights are the start.
+
+    Raises:
+        ConfigError: the adapter has no place in the model, or the one that it has cannot be merged.
+    """
     if peft_config is None:
         return model
     if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise ConfigError(
+                f"the model has a {model.active_peft_config.peft_type.value} adapter, which cannot be merged to put "
+                "another on top; leave peft_config out to go on training it, or pass the base model."
+            )
         model = model.merge_and_unload()
         logger.info("merged the model's adapter before adding a new one")
-    return get_peft_model(model, peft_config)
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(
+            f"peft_config does not fit {type(model).__name__}: {' '.join(str(error).split())[:300]} Its linear layers "
+            f"are {', '.join(sorted(linear))}; target_modules='all-linear' takes all but the head."
+        ) from error
 
 
 def disable_dropout(model: nn.Module) -> None:

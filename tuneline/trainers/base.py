@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import PeftType
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
@@ -32,9 +32,11 @@ from tuneline.data.tokenize import TokenizationReport, Tokenized
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
 from tuneline.metrics import Metrics, Recorded
-from tuneline.models.layouts import prepare_for_trees
+from tuneline.models.adapters import check_adapter_acts
+from tuneline.models.layouts import base_model, learns_a_prompt, policy_of, prepare_for_trees
 from tuneline.models.loading import load_processor, load_tokenizer, reads_images, set_special_tokens, take_chat_template
 from tuneline.models.padded import image_token_id
+from tuneline.models.saved_names import take_saved_names
 from tuneline.trainers.base_config import BaseConfig
 from tuneline.trainers.older_names import taking_older_arguments
 from tuneline.trainers.rich_progress import RichProgressCallback
@@ -67,6 +69,7 @@ class BaseTrainer(Trainer):
         **kwargs: Any,
     ):
         prepare_for_trees(model)
+        take_saved_names(base_model(model))
         args.remove_unused_columns = False  # the collators know which columns they read
         args.include_num_input_tokens_seen = "no"  # counted here, from trees
         args.accelerator_config.dispatch_batches = False  # each process lays out its own rows of a stream
@@ -81,6 +84,8 @@ class BaseTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs, and DataParallel is not supported; start one process a "
                 "GPU with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
             )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # whole weights, where they will train
+            check_adapter_acts(self.model)
         self.add_callback(_StepEnd(self))
         if any(isinstance(one, RichProgressCallback) for one in self.callback_handler.callbacks):
             for other in (ProgressCallback, PrinterCallback):  # which would write across its panel
@@ -314,9 +319,25 @@ def reject_compute_metrics(compute_metrics: Any, preprocess_logits_for_metrics: 
         )
 
 
-def reject_prompt_learning(model: nn.Module) -> None:
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+def check_prompt_learning(model: nn.Module, args: Any) -> None:
+    """Raises:
+    ConfigError: an adapter of virtual tokens that padded rows cannot serve either.
+    """
+    if not learns_a_prompt(model):
+        return
+    kind = policy_of(model).active_peft_config.peft_type
+    if kind not in (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.PREFIX_TUNING):
         raise ConfigError(
-            f"{model.active_peft_config.peft_type} puts virtual tokens before a row, and a row of trees holds many "
-            "sequences; use LoRA or another adapter that changes weights."
+            f"{kind.value} wants more than tokens with each row; use prompt tuning, P-tuning, prefix tuning or LoRA."
         )
+    if kind == PeftType.PREFIX_TUNING and args.gradient_checkpointing:
+        raise ConfigError(
+            "gradient_checkpointing=True (the default) drops the cache in which PREFIX_TUNING keeps what it learns; "
+            "set it to False."
+        )
+
+
+def reject_prompt_learning(model: nn.Module, why: str) -> None:
+    if learns_a_prompt(model):
+        kind = policy_of(model).active_peft_config.peft_type.value
+        raise ConfigError(f"{kind} puts virtual tokens before each sequence, and {why}; use LoRA, or SFT or DPO.")

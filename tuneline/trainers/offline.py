@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,15 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from tuneline.data.tokenize import Tokenized
 from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import TargetLogprobs
+from tuneline.models.adapters import adapters_off
 from tuneline.models.layouts import prepare_for_trees
 from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
 from tuneline.trainers.base import (
     BaseTrainer,
     Rows,
+    check_prompt_learning,
     default_args,
     ready_tokenizer,
     reject_compute_metrics,
-    reject_prompt_learning,
     tokenize_all,
 )
 from tuneline.trainers.base_config import OfflineConfig
@@ -81,7 +83,7 @@ class OfflineTrainer(BaseTrainer):
         tokenizer = ready_tokenizer(processing_class, policy, args, takes_images=self.takes_images)
         continues_adapter = isinstance(policy, PeftModel) and peft_config is None
         policy = add_adapter(policy, peft_config)
-        reject_prompt_learning(policy)
+        check_prompt_learning(policy, args)
         if args.disable_dropout:
             disable_dropout(policy)
         self.take_reference(policy, args, continues_adapter)
@@ -236,6 +238,7 @@ class ReferencedTrainer(OfflineTrainer):
             raise ConfigError(
                 "sync_ref_model=True moves a reference model of its own; with adapters the reference is the base."
             )
+        self._base_is_reference = isinstance(model, PeftModel) and not continues_adapter and self._ref_model is None
         if self._ref_model is None and not args.precompute_ref_log_probs:
             if continues_adapter:
                 add_reference_adapter(model)
@@ -248,17 +251,18 @@ class ReferencedTrainer(OfflineTrainer):
 
     def _precompute(self, ref_model: PreTrainedModel | None) -> None:
         """Ask the reference of every data set once. Without a reference model it is the policy, which has not trained
-        yet."""
+        yet, without an adapter that is new."""
         model: Any = self.model if ref_model is None else ref_model
         prepare_for_trees(model)
         was_training = model.training
         model.to(self.args.device).eval()
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: self._with_columns(rows, model) for name, rows in self.eval_dataset.items()}
-        elif self.eval_dataset is not None:
-            self.eval_dataset = self._with_columns(self.eval_dataset, model)
-        if self.train_dataset is not None:
-            self.train_dataset = self._with_columns(self.train_dataset, model)
+        with adapters_off(model) if self._base_is_reference else nullcontext():
+            if isinstance(self.eval_dataset, dict):
+                self.eval_dataset = {name: self._with_columns(rows, model) for name, rows in self.eval_dataset.items()}
+            elif self.eval_dataset is not None:
+                self.eval_dataset = self._with_columns(self.eval_dataset, model)
+            if self.train_dataset is not None:
+                self.train_dataset = self._with_columns(self.train_dataset, model)
         model.train(was_training)
 
     @torch.no_grad()

@@ -100,7 +100,7 @@ class OnlineTrainer(BaseTrainer):
         )
         continues_adapter = isinstance(model, PeftModel) and peft_config is None
         policy: Any = add_adapter(model, peft_config)
-        reject_prompt_learning(policy)
+        reject_prompt_learning(policy, "no engine that draws knows of them")
         if args.disable_dropout:
             disable_dropout(policy)
         train_dataset = self.ready_rows("train_dataset", train_dataset, tokenizer)

@@ -81,7 +81,7 @@ class PRMTrainer(BaseTrainer):
         if peft_config is not None and peft_config.task_type is None:
             peft_config.task_type = "TOKEN_CLS"  # keeps the new head trainable
         classifier = add_adapter(classifier, peft_config)
-        reject_prompt_learning(classifier)
+        reject_prompt_learning(classifier, "labels are read at places of a row of trees")
         if args.disable_dropout:
             disable_dropout(classifier)
 

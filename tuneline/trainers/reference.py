@@ -26,7 +26,13 @@ from tuneline.trees import PromptTrees
 def add_reference_adapter(model: PeftModel) -> None:
     """Keep a frozen copy of the adapter that training goes on from: the reference is the model as it came."""
     active = model.active_adapter
-    add_adapter_beside(model, REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]), trains=False)
+    try:
+        add_adapter_beside(model, REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]), trains=False)
+    except ValueError as error:  # of kinds that a layer can have once only, such as LoRA's target_parameters
+        raise ConfigError(
+            f"the adapter that training goes on from cannot be kept beside itself as the reference: {error} Set "
+            "precompute_ref_log_probs=True, or merge it and add a new one."
+        ) from error
     for name, parameter in list(model.named_parameters()):
         if f".{active}." in name:
             model.get_parameter(name.replace(f".{active}.", f".{REFERENCE_ADAPTER}.")).data.copy_(parameter.data)

@@ -83,7 +83,7 @@ class RewardTrainer(BaseTrainer):
         if peft_config is not None and peft_config.task_type is None:
             peft_config.task_type = "SEQ_CLS"  # keeps the new head trainable
         model = add_adapter(model, peft_config)
-        reject_prompt_learning(model)
+        reject_prompt_learning(model, "a score is read at the last token of a row of trees")
         if args.disable_dropout:
             disable_dropout(model)
 

@@ -19,10 +19,10 @@ from tuneline.models.loading import add_adapter, load_causal_lm
 from tuneline.trainers.base import (
     BaseTrainer,
     Rows,
+    check_prompt_learning,
     default_args,
     ready_tokenizer,
     reject_compute_metrics,
-    reject_prompt_learning,
     tokenize_all,
 )
 from tuneline.trainers.collators import collate_texts, reading_images
@@ -88,7 +88,7 @@ class SFTTrainer(BaseTrainer):
         )
         chat_template = masking_template(tokenizer) if args.assistant_only_loss else None
         model = add_adapter(model, peft_config)
-        reject_prompt_learning(model)
+        check_prompt_learning(model, args)
 
         def tokenize(rows: Rows, is_training: bool) -> Tokenized:
             packs = args.packing if is_training or args.eval_packing is None else args.eval_packing
