@@ -326,10 +326,14 @@ def _value_reading(held: PolicyAndValue, trees: PromptTrees, segments: Segments 
 
 def _before_targets(inputs: dict[str, Any], trees: PromptTrees) -> Tensor:
     """(targets,): where, of what the policy's head reads, the hidden state before each target lies."""
-    if "logits_to_keep" in inputs:  # positions in order, each once
-        return torch.searchsorted(inputs["logits_to_keep"], trees.target_positions)
+    kept = inputs.get("logits_to_keep")  # in order, each once
+    if "segments" in inputs:
+        return torch.searchsorted(kept, trees.target_positions)
     # padded: a row a sequence
-    return trees.sequence_ids * inputs["input_ids"].shape[1] + trees.position_ids[0, trees.target_positions]
+    columns, width = trees.position_ids[0, trees.target_positions], inputs["input_ids"].shape[1]
+    if kept is not None:
+        columns, width = torch.searchsorted(kept, columns), len(kept)
+    return trees.sequence_ids * width + columns
 
 
 def _held(model: nn.Module) -> PolicyAndValue:
