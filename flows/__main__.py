@@ -79,6 +79,18 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.collection import run_collect_command
 
                 return run_collect_command(root, console, arguments)
+            case "promote":
+                from flows.promotion import decide
+
+                return decide(root, console, arguments.approve, arguments.reason)
+            case "rollback":
+                from flows.promotion import go_back
+
+                return go_back(root, console, arguments.to, arguments.reason, arguments.model)
+            case "champion":
+                from flows.promotion import show_history
+
+                return show_history(root, console, arguments.model)
             case "env":
                 from tuneline.cli.environment import print_environment
 

@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 from prefect.states import State
 from pydantic import Field
 
+from flows.approval import asker, refuse_on_temporary_server
 from flows.settings import TEMPORARY_SERVER, apply_stage_settings
 from stages.launch import gpus_of_machine, num_gpus
 from stages.loading import check_settings, load_config, load_params, write_params
@@ -26,6 +27,7 @@ from tasks.dead_runs import noted
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import add_to_history
+from tasks.promotion import try_to_promote
 from tasks.publishing import try_to_write_report
 from tasks.regression import tell_of_regression
 from tasks.stage import StageFailure, run_stage
@@ -76,6 +78,7 @@ def align(
     folder = Path(root).absolute()
     apply_stage_settings()  # for runs that a worker starts; `tuneline run` has done so already
     chosen = _chosen_settings(config, settings, overrides or [], folder)
+    refuse_on_temporary_server(chosen or load_params(folder / PARAMS_FILE))
     start_again()
     run_lock = stage_lock(folder / ".work" / "run.lock", _say_that_it_waits)
     with run_lock, noted(folder, str(flow_run.id)):
@@ -85,6 +88,8 @@ def align(
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay, again=again)
         try:
             line.run([plan for plan in plan_stages(folder) if only is None or plan.name in only], parallel)
+            if only is None:
+                line.promote()
         except BaseException as error:
             stop_all()  # a signal reaches the main thread only; other threads' children are stopped here
             line.finish(error)
@@ -187,6 +192,12 @@ class Line:
         """Whether DVC need not be asked again: it was up to date, and nothing that it reads was made anew since."""
         made_anew = any(self._states[name].state != "cached" for name in plan.after if name in self._states)
         return plan.up_to_date and not made_anew and not self._force
+
+    def promote(self) -> None:
+        """Holds the evaluated policy against the champion, where the config says so; see `tasks.promotion`."""
+        options = load_params(self.root / PARAMS_FILE).promotion
+        if options is not None:
+            try_to_promote(self.root, asker(options) if options.require_approval else None)
 
     def finish(self, error: BaseException | None) -> None:
         """Keeps the record, writes the report and closes MLflow's run; a run that changed nothing leaves none.

@@ -17,8 +17,9 @@ from stages.loading import load_config, load_params, write_params
 from tasks.again import command_to_go_on
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, plan_stages
+from tasks.promotion_words import NO_SERVER_TO_ASK_ON
 from tasks.summary import cached_summary, load_last_run
-from tuneline.errors import StageError, TunelineError
+from tuneline.errors import ConfigError, StageError, TunelineError
 
 
 def run_line(
@@ -34,6 +35,8 @@ def run_line(
     Nothing is started when nothing is out of date, unless the user has a Prefect server to show the run on.
     """
     checked = load_config(config, overrides, root=root) if config else load_params(root / PARAMS_FILE)
+    if checked.promotion is not None and checked.promotion.require_approval and not has_prefect_server():
+        raise ConfigError(NO_SERVER_TO_ASK_ON)  # before any work
     settings = checked.model_dump(mode="json")
     if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
         write_params(checked, root / PARAMS_FILE)

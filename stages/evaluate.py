@@ -197,6 +197,13 @@ def _verify(
     return [list(of_prompt) for of_prompt in zip(*by_copy, strict=True)]
 
 
+def score_with(
+    folder: Path, prompts: Prompts, answers: Mapping[str, Answers], config: PipelineConfig
+) -> dict[str, Answers]:
+    """The same answers with the scores of the reward model in a folder."""
+    return score_answers(*_load(load_reward_model, folder, config), prompts, answers)
+
+
 def score_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, answers: Mapping[str, Answers]
 ) -> dict[str, Answers]:

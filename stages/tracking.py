@@ -209,31 +209,39 @@ class StageRun:
 
     def _register(self, run_id: str, path: str, content: str) -> None:
         """A version of the model NAME-STAGE that points at DVC's content; the same bytes stay the same version."""
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
         client, state = connect(), self._state
-        model = f"{state['experiment']}-{state['stage']}"
-        known = client.search_model_versions(f"name = '{model}'")
-        version = next((v.version for v in known if v.tags.get("dvc.md5") == content), None)
-        if version is None:
-            place = {"dvc.path": path, "dvc.md5": content}
-            experiment = client.get_run(run_id).info.experiment_id
-            logged = mlflow.create_external_model(model, run_id, params=place, experiment_id=experiment)
-            try:
-                client.create_registered_model(model)
-            except MlflowException:
-                logger.debug("the model %s is registered already", model)
-            tags = {**place, **state["git"], "tuneline.identity": state["identity"]}
-            source = f"models:/{logged.model_id}"
-            version = client.create_model_version(model, source, run_id, tags, model_id=logged.model_id).version
-        client.set_registered_model_alias(model, CHALLENGER, str(version))
+        model, place = f"{state['experiment']}-{state['stage']}", {"dvc.path": path, "dvc.md5": content}
+        tags = {**place, **state["git"], "tuneline.identity": state["identity"]}
+        version = register_by_reference(client, model, client.get_run(run_id).info.experiment_id, run_id, tags)
+        client.set_registered_model_alias(model, CHALLENGER, version)
         client.set_tag(run_id, "tuneline.model_version", f"{model}/{version}")
 
     def _save(self) -> None:
         aside = self.work / f"{_STATE}.new"
         aside.write_text(json.dumps(self._state, indent=1))
         os.replace(aside, self.work / _STATE)
+
+
+def register_by_reference(client: Any, model: str, experiment: str, run_id: str | None, tags: Mapping[str, str]) -> str:
+    """The version of a registered model that points at content of DVC's, made where there is none; nothing is copied.
+
+    Args:
+        run_id: MLflow's run that made the content; None where none is known.
+        tags: of a new version; `dvc.md5` and `dvc.path` among them say what it points at.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for known in client.search_model_versions(f"name = '{model}' and tags.`dvc.md5` = '{tags['dvc.md5']}'"):
+        return str(known.version)
+    place = {name: tags[name] for name in ("dvc.path", "dvc.md5")}
+    logged = mlflow.create_external_model(model, run_id, params=place, experiment_id=experiment)
+    try:
+        client.create_registered_model(model)
+    except MlflowException:
+        logger.debug("the model %s is registered already", model)
+    source = f"models:/{logged.model_id}"
+    return str(client.create_model_version(model, source, run_id, dict(tags), model_id=logged.model_id).version)
 
 
 def replay_pending(root: Path, besides: Path | None = None) -> int:

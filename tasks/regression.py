@@ -26,6 +26,8 @@ def tell_of_regression(root: Path, name: str, flow_run: str, since: datetime) ->
     decision = _read(root / DECISION, since)
     if decision is None or decision.get("alias_moved", True) or not decision.get("champion"):
         return False
+    if not decision.get("regressed", True):  # nobody agreed, or it could not be compared
+        return False
     payload: dict[str, Any] = {key: decision.get(key) for key in ("version", "champion", "metrics", "held_out_digest")}
     payload |= {"reasons": [str(reason) for reason in decision.get("reasons") or []], "flow_run": flow_run}
     resource = {"prefect.resource.id": f"tuneline.line.{name}", "prefect.resource.name": name}

@@ -10,6 +10,7 @@ from tuneline.cli.parser_collect import add_collect, add_rounds
 from tuneline.cli.parser_deployments import add_gpus, add_notify, add_server
 from tuneline.cli.parser_lineage import add_lineage_commands
 from tuneline.cli.parser_models import add_chat
+from tuneline.cli.parser_promotion import add_promotion_commands
 from tuneline.cli.parser_report import add_report_command
 from tuneline.cli.parser_sweep import add_sweep
 
@@ -106,6 +107,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     add_gpus(command("gpus", "Make or change the limit on Prefect's server that GPUs are shared by."))
     add_notify(command("notify", "Post to an address when a run fails, dies, or makes a model that is refused."))
     add_report_command(command)
+    add_promotion_commands(command)
     add_lineage_commands(command)
     command("env", "Print versions, processors, memory and where the checkout is.")
     _add_convert(command("convert", "Write a data set as another of the types that trainers read."))
