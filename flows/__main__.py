@@ -71,6 +71,14 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.lineage import show_verification
 
                 return show_verification(root, console, arguments.target)
+            case "push":
+                from flows.storage import push_results
+
+                return push_results(root, console, arguments.remote, every=arguments.all)
+            case "pull":
+                from flows.storage import pull_results
+
+                return pull_results(root, console, arguments.remote)
             case "rounds":
                 from flows.rounds_command import run_rounds
 

@@ -31,6 +31,7 @@ from tasks.promotion import try_to_promote
 from tasks.publishing import try_to_write_report
 from tasks.regression import tell_of_regression
 from tasks.stage import StageFailure, run_stage
+from tasks.storage import push_after_run
 from tasks.summary import RunSummary, StageSummary, save_last_run
 from tasks.tracking import ParentRun
 from tuneline.errors import ConfigError
@@ -57,6 +58,7 @@ def align(
     parallel: bool = False,
     retries: Annotated[int, Field(ge=0)] = 2,
     retry_delay: Annotated[float, Field(ge=0)] = 10.0,
+    push: bool = False,
     root: str = ".",
 ) -> None:
     """Brings every stage of the line up to date.
@@ -70,10 +72,12 @@ def align(
         parallel: Run stages that do not need each other at the same time.
         retries: Tries after a failed one; errors that the user has to mend are not tried again.
         retry_delay: Seconds before the first retry; each further one waits twice as long.
+        push: Send the results and the run cache to DVC's default remote at the end.
         root: The checkout.
 
     Raises:
         ConfigError: the settings are wrong, or come both from a file and with the run.
+        StorageError: all was made, and could not be pushed.
     """
     folder = Path(root).absolute()
     apply_stage_settings()  # for runs that a worker starts; `tuneline run` has done so already
@@ -95,6 +99,8 @@ def align(
             line.finish(error)
             raise
         line.finish(None)
+        if push:
+            push_after_run(folder)
 
 
 def _chosen_settings(

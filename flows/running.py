@@ -18,6 +18,7 @@ from tasks.again import command_to_go_on
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, plan_stages
 from tasks.promotion_words import NO_SERVER_TO_ASK_ON
+from tasks.storage import StorageError, push_after_run
 from tasks.summary import cached_summary, load_last_run
 from tuneline.errors import ConfigError, StageError, TunelineError
 
@@ -53,12 +54,18 @@ def run_line(
         if config:
             write_params(checked, root / PARAMS_FILE)
         if not has_prefect_server():
+            if options.push:
+                push_after_run(root, console)
             return _end_without_change(root, console, settings, [plan.name for plan in plans])
     parameters = dict(only=only, force=options.force, retries=options.retries, retry_delay=options.retry_delay)
     parameters |= dict(config=str(config) if config else None, overrides=overrides, root=str(root))
     before = _last_record(root)
     try:
-        _run_flow(root, console, {**parameters, "parallel": getattr(options, "parallel", False)})
+        parallel = getattr(options, "parallel", False)
+        _run_flow(root, console, {**parameters, "parallel": parallel, "push": options.push})
+    except StorageError:
+        print_end(root, console, load_last_run(root))
+        raise
     except StageError as failure:
         print_end(root, console, load_last_run(root))
         console.print(f"\n{failure}\n", markup=False, soft_wrap=True)

@@ -7,7 +7,6 @@ Data is not in it (DVC has that), nor what looks like a secret: a file that hold
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -15,18 +14,12 @@ from pathlib import Path
 
 import yaml
 
+from stages.secrets import holds_secret
+
 UNCOMMITTED = "uncommitted.patch"
 LARGEST_PATCH = 256_000
 """Bytes."""
 _KINDS = (".py", ".jinja", ".yaml", ".json", ".toml", ".lock")
-_SECRET_NAMES = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(?:_|$)", re.IGNORECASE)
-_SECRETS = re.compile(
-    rb"AKIA[0-9A-Z]{16}"
-    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    rb"|\b(?:hf|ghp|gho|github_pat|sk|xox[bp])[_-][A-Za-z0-9_-]{20,}"
-    rb"|(?i:secret|token|passw(?:or)?d|api_?key|access_?key)[\"']?\s*[:=]\s*[\"'](?=[^\"']*\d)[A-Za-z0-9+/_=.-]{16,}[\"']"
-    rb"|://[^\s/@:]+:[^\s/@]+@"
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,8 @@ def uncommitted(root: Path) -> Uncommitted:
         kept: list[str] = []
         secret: list[str] = []
         for path in changed:
-            (secret if _holds_secret(root / path) else kept).append(path)
+            is_secret = (root / path).is_file() and holds_secret((root / path).read_bytes())
+            (secret if is_secret else kept).append(path)
         if not changed:
             return Uncommitted()
         if secret:
@@ -101,14 +95,6 @@ def _patch(root: Path, paths: list[str]) -> bytes:
         if gone:
             _git(root, "rm", "--quiet", "--cached", "--ignore-unmatch", "--", *gone, env=env)
         return _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--relative", "HEAD", "--", *paths, env=env)
-
-
-def _holds_secret(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    text = path.read_bytes()
-    values = {value.encode() for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value) >= 8}
-    return bool(_SECRETS.search(text)) or any(value in text for value in values)
 
 
 def _git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> bytes:

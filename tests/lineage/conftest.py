@@ -58,6 +58,7 @@ def traced_template(template: Path, prefect_home: Path, tmp_path_factory: pytest
         text = text.replace(
             "deps: [toy_stage.py]\n    params: [seed", "deps: [toy_stage.py, toy.jsonl]\n    params: [seed"
         )
+        text = text.replace("/metrics.json: {cache: false}", "/metrics.json")  # in DVC's cache, as in the line's own
         weights = '    (output / "model.safetensors").write_bytes(b"toy weights")\n    report = Path('
         (path / name).write_text(text.replace("    report = Path(", weights))
     (path / "toy.jsonl").write_text('{"chosen": "yes", "rejected": "no"}\n')

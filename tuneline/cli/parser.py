@@ -12,6 +12,7 @@ from tuneline.cli.parser_lineage import add_lineage_commands
 from tuneline.cli.parser_models import add_chat
 from tuneline.cli.parser_promotion import add_promotion_commands
 from tuneline.cli.parser_report import add_report_command
+from tuneline.cli.parser_storage import add_push_after_run, add_storage_commands
 from tuneline.cli.parser_sweep import add_sweep
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "collect")
@@ -85,6 +86,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     run.add_argument("--force", action="store_true", help="run every stage, up to date or not")
     run.add_argument("--parallel", action="store_true", help="train reward and dpo at the same time")
     _add_retries(run)
+    add_push_after_run(run)
 
     plan = command("plan", "Show what a run would do, without doing it: stages, reasons, steps, times.")
     _add_config(plan)
@@ -95,6 +97,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     stage.add_argument("name", choices=STAGES, metavar="NAME", help=", ".join(STAGES))
     stage.add_argument("--force", action="store_true", help="run it even if it is up to date")
     _add_retries(stage)
+    add_push_after_run(stage)
 
     add_sweep(command, _add_config, _add_retries)
     rounds = command("rounds", "Collect preferences from the newest policy, learn from them, and so on in rounds.")
@@ -109,6 +112,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     add_report_command(command)
     add_promotion_commands(command)
     add_lineage_commands(command)
+    add_storage_commands(command)
     command("env", "Print versions, processors, memory and where the checkout is.")
     _add_convert(command("convert", "Write a data set as another of the types that trainers read."))
     _add_merge(command("merge", "Write a saved adapter and its base as one model."))
