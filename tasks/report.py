@@ -13,8 +13,9 @@ from typing import Any
 import jinja2
 import yaml
 
+from tasks.report_collection import read_collection
 from tasks.report_costs import read_run_costs
-from tasks.report_decisions import read_promotion
+from tasks.report_decisions import read_gates, read_promotion
 from tasks.report_evaluation import evaluation_tables
 from tasks.report_figures import CURVES, Drawer
 from tasks.report_losses import read_bad_rows, read_losses
@@ -74,8 +75,8 @@ def _render(root: Path, run: RunSummary, limits: Limits) -> str:
         "headlines": {stage.name: limits.text(headline(stage)) for stage in run.stages},
         "tiles": _tiles(run, evaluation),
         "promotion": read_promotion(root, limits),
-        "gates": [],
-        "collection": None,
+        "gates": read_gates(root, run, limits),
+        "collection": read_collection(root, run.config, limits),
         "data": data,
         "length_figures": drawer.lengths(data),
         "pairs": read_pairs(root, limits),

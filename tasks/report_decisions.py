@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from stages.gates import GATES_FILE
+from stages.gates import read_gates as gates_of
+from stages.schema_gates import GatesSection
 from tasks.report_parts import read_json
 from tasks.report_text import Limits
+from tasks.summary import RunSummary
+from tuneline.logging import get_logger
+
+logger = get_logger(__name__)
 
 PROMOTION_FILE = Path("reports/promotion.json")
 
@@ -30,13 +39,50 @@ class Comparison:
 class Promotion:
     """The decision on a version."""
 
+    model: str
     version: str
+    policy: str
     champion: str
     alias_moved: bool
     reasons: list[str]
     metrics: list[Comparison]
     held_out_digest: str
     at: str
+    by: str
+    """Who approved or refused; empty where nobody was asked."""
+
+
+@dataclass(frozen=True)
+class PassedGate:
+    """What a stage's gate has measured, passed or not."""
+
+    stage: str
+    name: str
+    value: float
+    bound: str
+    passed: bool
+    reason: str
+
+
+def read_gates(root: Path, run: RunSummary, limits: Limits) -> list[PassedGate]:
+    """Of the stages of a run, from their newest work folders that have any."""
+    try:
+        section = GatesSection(**(run.config.get("gates") or {}))
+    except (ValidationError, TypeError):  # the record of another version
+        section = GatesSection()
+    found = []
+    for stage in run.stages:
+        folders = [path.parent for path in (root / ".work" / stage.name).glob(f"*/{GATES_FILE}")]
+        folders.sort(key=lambda folder: (folder / GATES_FILE).stat().st_mtime)
+        try:
+            gates = gates_of(folders[-1], section) if folders else []
+        except (ValueError, TypeError):
+            logger.warning("the gates of %s cannot be read, and are left out of the report", stage.name)
+            continue
+        for gate in gates:
+            reason = "" if gate.passed else limits.text(gate.reason)
+            found.append(PassedGate(stage.name, gate.name, gate.value, gate.bound, gate.passed, reason))
+    return found
 
 
 def read_promotion(root: Path, limits: Limits) -> Promotion | None:
@@ -46,13 +92,16 @@ def read_promotion(root: Path, limits: Limits) -> Promotion | None:
         return None
     metrics = [metric for metric in record.get("metrics") or () if isinstance(metric, dict)]
     return Promotion(
+        model=_text(record.get("model")),
         version=_text(record.get("version")),
+        policy=_text(record.get("policy")),
         champion=_text(record.get("champion")),
         alias_moved=record.get("alias_moved") is True,
         reasons=[limits.text(reason) for reason in limits.rows("reasons", record.get("reasons") or [], 40)],
         metrics=[_comparison(metric, limits) for metric in limits.rows("metrics of the promotion", metrics)],
         held_out_digest=_text(record.get("held_out_digest")),
         at=_text(record.get("at")),
+        by=_text(record.get("by")),
     )
 
 
