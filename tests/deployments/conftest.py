@@ -85,7 +85,15 @@ class Server:
 
     def ask(self, path: str, password: str | None = None, **headers: str) -> int:
         """The status that a GET is answered with."""
-        request = urllib.request.Request(f"{self.url}/api{path}", headers=headers)
+        return self._status(urllib.request.Request(f"{self.url}/api{path}", headers=headers), password)
+
+    def preflight(self, origin: str) -> int:
+        """The status of what a browser asks before a page of `origin` may post."""
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return self._status(urllib.request.Request(f"{self.url}/api/flows/filter", headers=headers, method="OPTIONS"))
+
+    @staticmethod
+    def _status(request: urllib.request.Request, password: str | None = None) -> int:
         if password is not None:
             request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
         try:

@@ -1,8 +1,11 @@
 """What the server keeps of the deployments, and what it refuses."""
 
+from typing import Any
+
+import psutil
 import pytest
 
-from tests.deployments.conftest import Line, deployments_of
+from tests.deployments.conftest import Line, Server, deployments_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,3 +42,20 @@ def test_the_server_knows_the_pipeline_s_schema_and_refuses_a_run_that_breaks_it
 def toy_settings(**sections: object) -> dict[str, object]:
     prepare = {"preferences": {"path": "toy.jsonl"}}
     return {"name": "toy", "model": {"name_or_path": "nobody/toy"}, "prepare": prepare, **sections}
+
+
+def test_the_server_wants_its_password_and_answers_no_other_page(server: Server):
+    assert server.ask("/flows/count") in (401, 403, 405)
+    assert server.ask("/work_pools/none", password="tuneline:wrong") in (401, 403)
+    assert server.ask("/work_pools/none", password=server.password) == 404
+    assert server.preflight(origin="http://evil.example") == 400
+    assert server.preflight(origin=server.url) == 200
+    addresses = {connection.laddr.ip for connection in listening(server)}
+    assert addresses == {"127.0.0.1"}
+
+
+def listening(server: Server) -> list[Any]:
+    assert server.process is not None
+    top = psutil.Process(server.process.pid)
+    found = [c for process in (top, *top.children(recursive=True)) for c in process.net_connections()]
+    return [connection for connection in found if connection.status == psutil.CONN_LISTEN]

@@ -1,7 +1,7 @@
 """A stage without a model: writes its output, its metrics and its progress, or fails as `orders/NAME` says.
 
-`orders/NAME` holds one word a try: `ok`, an exit code, `killed`, `sleep` (10 s, then ok), or `hang` (which starts a child
-that hangs too).
+`orders/NAME` holds one word a try: `ok`, an exit code, `killed`, `sleep` (10 s, then ok), or `hang` (which starts a
+child that hangs too).
 """
 
 import json
