@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 from tests.trainers.build import weights, with_plain_descent
 from tests.vision.build import build
 from tests.vision.models import ARCHITECTURES, TOKEN, tiny_processor, tiny_vlm
-from tests.vision.rows import preferences
+from tests.vision.rows import preferences, questions
 from tuneline.rollout.scripted import ScriptedEngine
 from tuneline.trainers.drawing import encode_prompts
 from tuneline.trainers.experience import load_experiences, save_experiences
@@ -47,8 +47,6 @@ def test_any_split_into_micro_batches_gives_the_same_step(tmp_path, method, arch
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_split_of_a_generation_gives_the_same_step(tmp_path, architecture):
-    from tests.vision.rows import questions
-
     processor = tiny_processor(architecture)
     prompts = encode_prompts(processor, list(questions(4)))
     script = {

@@ -285,7 +285,10 @@ def ready_processor(processor: ProcessorMixin, model: nn.Module, args: Any, take
     is_reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     if args.ddp_find_unused_parameters is None and not is_reentrant:
         args.ddp_find_unused_parameters = True
-    return tokenizer_of(processor)
+    tokenizer = tokenizer_of(processor)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor.chat_template
+    return tokenizer
 
 
 def tokenize_all(

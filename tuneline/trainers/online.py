@@ -106,10 +106,10 @@ class OnlineTrainer(BaseTrainer):
         train_dataset = self.ready_rows("train_dataset", train_dataset, tokenizer)
         eval_dataset = self.ready_rows("eval_dataset", eval_dataset, tokenizer)
         self.sampling = args.sampling(stop_token_ids(base_model(policy), tokenizer))
+        check_images(tokenizer, (train_dataset, eval_dataset), args.use_vllm, make_interaction is not None)
         interaction = None
         if make_interaction is not None:
             interaction = make_interaction(tokenizer_of(tokenizer), self.sampling.stop_token_ids)
-        check_images(tokenizer, (train_dataset, eval_dataset), args.use_vllm, interaction)
         is_rewarded, has_reference = self.learns_from_rewards, self.has_reference(args)
         self.rewards = reward_functions(reward_funcs, reward_processing_classes, interaction, args, is_rewarded)
         if ref_model is not None and ref_model is model:

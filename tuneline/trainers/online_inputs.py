@@ -68,7 +68,7 @@ def check_rows(name: str, rows: Any) -> None:
             raise DataError(f"{name} has the columns {names} and no 'prompt'; rename the one that holds the prompts.")
 
 
-def check_images(processing_class: Any, datasets: Iterable[Any], uses_vllm: bool, interaction: Any) -> None:
+def check_images(processing_class: Any, datasets: Iterable[Any], uses_vllm: bool, interacts: bool) -> None:
     """Raises:
     DataError: rows with images, and a tokenizer alone.
     ConfigError: rows with images, and what draws or answers reads text alone.
@@ -81,5 +81,5 @@ def check_images(processing_class: Any, datasets: Iterable[Any], uses_vllm: bool
             "use_vllm=True, and the data set has images, which are not sent to vLLM; leave it at False, and the model "
             "in training draws the completions."
         )
-    if interaction is not None:
+    if interacts:
         raise ConfigError("tools and environments answer in text, and the data set has images; use one without.")
