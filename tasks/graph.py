@@ -40,10 +40,13 @@ def plan_stages(root: Path, params: dict[str, Any] | None = None) -> list[StageP
     Raises:
         StageError: dvc.yaml or dvc.lock cannot be read, or this is no DVC repository.
     """
+    from dvc.stage import PipelineStage  # the others are data files, each with a .dvc of its own
+
     with _repository(root) as repo:
-        stages = {stage.name: stage for stage in repo.index.stages if stage.name}
+        stages = {stage.name: stage for stage in repo.index.stages if isinstance(stage, PipelineStage)}
+        graph = repo.index.graph
         after = {
-            name: tuple(s.name for s in repo.index.graph.successors(stage) if s.name)  # a data file (.dvc) has none
+            name: tuple(other.name for other in graph.successors(stage) if isinstance(other, PipelineStage))
             for name, stage in stages.items()
         }
         plans: dict[str, StagePlan] = {}
