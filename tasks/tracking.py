@@ -94,9 +94,9 @@ class ParentRun:
             yield f"stage.{child.info.run_name}.run_id", child.info.run_id
         for stage, content in _model_contents(self._root):
             yield f"stage.{stage}.dvc.md5", content
-            for version in client.search_model_versions(f"name = '{self._settings['name']}-{stage}'"):
-                if version.tags.get("dvc.md5") == content:
-                    yield f"stage.{stage}.model_version", f"{version.name}/{version.version}"
+            model = f"{self._settings['name']}-{stage}"
+            for version in client.search_model_versions(f"name = '{model}' and tags.`dvc.md5` = '{content}'"):
+                yield f"stage.{stage}.model_version", f"{version.name}/{version.version}"
 
 
 def tracking_uri(root: Path) -> str:
