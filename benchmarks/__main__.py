@@ -1,6 +1,7 @@
 """`python -m benchmarks sft|reward|dpo|generation|grpo|ppo`: the same work with TRL and tuneline, what each took.
 
-`python -m benchmarks all` measures one after the other with the defaults of each; the first that fails ends it.
+`python -m benchmarks pipeline`: what orchestration costs, with and without many past runs. `python -m benchmarks all`
+measures one after the other with the defaults of each; the first that fails ends it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 import tuneline
-from benchmarks import generation, grpo, ppo
+from benchmarks import generation, grpo, pipeline, ppo
 from benchmarks.options import add_shared_options
 from benchmarks.parts import warn_if_busy
 from benchmarks.report import table_of
@@ -34,6 +35,7 @@ WITH_OPTIONS_OF_THEIR_OWN: dict[str, Callable[[list[str], Console], int]] = {
     "generation": generation.main,  # trains nothing
     "grpo": grpo.main,
     "ppo": ppo.main,
+    "pipeline": pipeline.main,  # without another side
 }
 BENCHMARKS = ("sft", "reward", "dpo", *WITH_OPTIONS_OF_THEIR_OWN)
 
@@ -98,7 +100,9 @@ def _run_trainer(arguments: argparse.Namespace, console: Console) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, epilog="generation, grpo and ppo have options of their own"
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="generation, grpo, ppo and pipeline have options of their own",
     )
     parser.add_argument("kind", choices=KINDS)
     amount = parser.add_mutually_exclusive_group()

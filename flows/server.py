@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 from flows.settings import LOOPBACK, TEMPORARY_SERVER
@@ -28,6 +29,8 @@ class TemporaryServer:
         self.api_url = f"http://{LOOPBACK}:{port}/api"
         self._process = process
         self._log = log
+        self._at_exit = partial(_stop, process)
+        atexit.register(self._at_exit)
 
     def wait_until_ready(self) -> None:
         """Returns when the server answers.
@@ -47,6 +50,11 @@ class TemporaryServer:
                 return
             time.sleep(0.05)
         raise TunelineError(f"Prefect's temporary server did not answer in {_START_TIMEOUT_SECONDS} s: {self._log}")
+
+    def stop(self) -> None:
+        """Ends it now; what runs on in this process has no server then."""
+        atexit.unregister(self._at_exit)
+        _stop(self._process)
 
 
 def start_temporary_server(log: Path) -> TemporaryServer:
@@ -72,7 +80,6 @@ def start_temporary_server(log: Path) -> TemporaryServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C must reach the run first, which still has to tell the server
             )
-    atexit.register(_stop, process)
     server = TemporaryServer(process, port, log)
     os.environ |= {"PREFECT_API_URL": server.api_url, TEMPORARY_SERVER: "1"}
     return server
