@@ -1,0 +1,7 @@
+"""Checkouts whose stages are toys, for what a whole run leaves."""
+
+from tests.flows.conftest import checkout as toy_checkout
+from tests.flows.conftest import prefect_home as prefect_home
+from tests.flows.conftest import template as template
+
+__all__ = ["prefect_home", "template", "toy_checkout"]
