@@ -99,6 +99,15 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.promotion import show_history
 
                 return show_history(root, console, arguments.model)
+            case "gc":
+                from flows.storage import free_space
+
+                wanted = dict(history=arguments.history, keep_days=arguments.keep_days, verbose=arguments.verbose)
+                return free_space(root, console, yes=arguments.yes, keep_versions=arguments.keep_versions, **wanted)
+            case "reproduce":
+                from flows.lineage import show_reproduction
+
+                return show_reproduction(root, console, arguments.target, anyway=arguments.anyway, keep=arguments.keep)
             case "env":
                 from tuneline.cli.environment import print_environment
 

@@ -36,6 +36,36 @@ def show_lineage(root: Path, console: Console, target: str, *, json: bool, draw:
     return 0
 
 
+def show_reproduction(root: Path, console: Console, target: str, *, anyway: bool, keep: bool) -> int:
+    """Makes something again, and says what differs; exit code 0 only where it is the same bit for bit."""
+    from tasks.reproduction import reproduce
+
+    def say(line: str) -> None:
+        console.print(line, style="dim", soft_wrap=True, markup=False)
+
+    done = reproduce(root, target, anyway=anyway, keep=keep, say=say)
+    if done.obstacles:
+        console.print(f"{done.target} cannot be reproduced exactly, because:", style="bold red", soft_wrap=True)
+        for obstacle in done.obstacles:
+            console.print(f"  {obstacle}", soft_wrap=True, markup=False)
+        if not done.num_files:
+            console.print("Nothing was run; --anyway runs it with what there is.", style="bold")
+            return 1
+    for difference in done.differences:
+        line = Text(f"✗ {difference.stage:<9} ", style="red") + Text(f"{difference.path}: {difference.text}")
+        console.print(line, soft_wrap=True)
+    if done.checkout is not None:
+        console.print(f"It lies in {done.checkout}; removing that folder takes all of it away.", soft_wrap=True)
+    made = f"{', '.join(done.stages)} at {done.commit[:10]}{' with the recorded changes' if done.patched else ''}"
+    if done.is_equal:
+        console.print(f"The same bit for bit: all {done.num_files} files of {made}.", style="bold", soft_wrap=True)
+        return 0
+    console.print(
+        f"{len(done.differences)} of {done.num_files} files differ ({made}).", style="bold red", soft_wrap=True
+    )
+    return 1
+
+
 def _print_tree(console: Console, tree: Tree) -> None:
     """Folded to the width of a terminal; elsewhere a line stays whole, so that a hash can be searched for."""
     if console.is_terminal:

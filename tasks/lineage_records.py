@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from stages.loading import YamlLoader
+from stages.start import START
 from tuneline.errors import TunelineError
 
 LOCK_FILE = "dvc.lock"
@@ -156,10 +157,11 @@ class Records:
     @cached_property
     def past(self) -> list[StageRecord]:
         """Those of the run cache, and of dvc.lock in any commit: the newest first."""
-        return [*self._of_run_cache(), *self._of_history()]
+        return [*self.of_run_cache(), *self._of_history()]
 
-    def _of_run_cache(self) -> Iterator[StageRecord]:
-        files = [path for path in self.cache.runs.glob("*/*/*") if path.is_file()]
+    def of_run_cache(self, since: float = 0.0) -> Iterator[StageRecord]:
+        """The newest first; `since` is the time of the oldest one wanted, in seconds since 1970."""
+        files = [path for path in self.cache.runs.glob("*/*/*") if path.is_file() and path.stat().st_mtime >= since]
         for path in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
             try:
                 entry = yaml.load(path.read_bytes(), Loader=_Loader)
@@ -188,6 +190,10 @@ class Records:
                 is taken by its path.
         """
         current = list(self.current.values())
+        if path == START:  # what a version of the registry refers to, under another path
+            return next(
+                (one for one in [*current, *self.past] if any(out.md5 == md5 for out in one.outs.values())), None
+            )
         if current and not any(PurePosixPath(path).is_relative_to(out) for one in current for out in one.outs):
             return None  # a source: the past need not be asked
         nearest = current if prefer == LOCK_FILE else [one for one in self.past if one.origin == prefer]
@@ -206,13 +212,18 @@ class Records:
                 return found == md5 or (found is None and trust and self.cache.tree(content.md5) is None)
         return False
 
-    def chain(self, record: StageRecord) -> list[StageRecord]:
-        """The run and all runs that it goes back to, each after those that it needs."""
+    def chain(self, record: StageRecord, *, beyond_start: bool = True) -> list[StageRecord]:
+        """The run and all runs that it goes back to, each after those that it needs.
+
+        Args:
+            beyond_start: go on, where the line starts from a version of the registry, with the runs that made that.
+        """
         found: dict[str, StageRecord] = {}
 
         def visit(one: StageRecord) -> None:
             for path, content in one.deps.items():
-                made_by = None if is_code(path) else self.maker(path, content.md5, prefer=one.origin)
+                is_end = is_code(path) or (path == START and not beyond_start)
+                made_by = None if is_end else self.maker(path, content.md5, prefer=one.origin)
                 if made_by is not None and made_by.key != one.key and made_by.key not in found:
                     visit(made_by)
             found.setdefault(one.key, one)

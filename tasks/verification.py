@@ -65,6 +65,18 @@ def verify(root: Path, target: str = "") -> Verification:
     return _Verifier(records).verify(chain)
 
 
+def changed_inputs(root: Path, record: StageRecord, chain: list[StageRecord]) -> list[Mismatch]:
+    """Sources, code, command and settings in a checkout that are not those of a run; what other stages make is not
+    looked at."""
+    verifier = _Verifier(Records(root))
+    found = [*verifier._inputs(record, chain), *verifier._changed_settings(record)]
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    command = (stages.get(record.stage) or {}).get("cmd")
+    if command != record.command:
+        found.append(("dvc.yaml", f"the command of {record.stage} is {command!r}, recorded {record.command!r}"))
+    return [Mismatch(record.stage, what, problem) for what, problem in found]
+
+
 class _Verifier:
     def __init__(self, records: Records) -> None:
         self.root, self.cache, self.records = records.root, records.cache, records

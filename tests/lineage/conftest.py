@@ -61,6 +61,9 @@ def traced_template(template: Path, prefect_home: Path, tmp_path_factory: pytest
         text = text.replace("/metrics.json: {cache: false}", "/metrics.json")  # in DVC's cache, as in the line's own
         weights = '    (output / "model.safetensors").write_bytes(b"toy weights")\n    report = Path('
         (path / name).write_text(text.replace("    report = Path(", weights))
+    for made in (".dvc/cache", "data", "models", "reports"):
+        shutil.rmtree(path / made)
+    (path / "dvc.lock").unlink()
     (path / "toy.jsonl").write_text('{"chosen": "yes", "rejected": "no"}\n')
     with (path / ".gitignore").open("a") as ignored:
         ignored.write("/data\n/models\n/reports\n__pycache__\n")

@@ -16,3 +16,10 @@ def add_lineage_commands(command: Callable[[str, str], argparse.ArgumentParser])
 
     verify = command("verify", "Compute hashes again, and say what is no longer what was recorded (exit code 1).")
     verify.add_argument("target", metavar="TARGET", nargs="?", default="", help=f"{_TARGET}; default: all of dvc.lock")
+
+    reproduce = command(
+        "reproduce", "Make a model version again from source in a scratch checkout, and compare bit for bit."
+    )
+    reproduce.add_argument("target", metavar="MODEL_VERSION", help=f"{_TARGET}")
+    reproduce.add_argument("--anyway", action="store_true", help="run it though what ran is not on record as a whole")
+    reproduce.add_argument("--keep", action="store_true", help="leave the scratch checkout, and print where it lies")

@@ -28,6 +28,13 @@ def add_storage_commands(command: Callable[[str, str], argparse.ArgumentParser])
         metavar="N",
         help="of each registered model keep the newest N versions, and those with an alias (default: every version)",
     )
+    gc.add_argument(
+        "--keep-days",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="keep all results of the last N days too, so that going back to their settings runs nothing again",
+    )
     gc.add_argument("--verbose", action="store_true", help="name every file and folder, instead of the largest")
 
 
