@@ -185,7 +185,7 @@ class Line:
         section = getattr(self._config, name, None)
         if isinstance(section, TrainingSection):
             return num_gpus(section.launch, self.root)
-        return min(1, gpus_of_machine()) if name == "evaluate" else 0
+        return 0 if name == "prepare" else min(1, gpus_of_machine())
 
     def _take(self, name: str, state: State[Any]) -> None:
         try:
