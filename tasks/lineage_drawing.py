@@ -1,4 +1,4 @@
-"""A lineage as a drawing: sources on the left, the target on the right; SVG, or a page with the details below it."""
+"""A lineage as a drawing: the target on top, below it what it was made from; SVG, or a page with details below it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.lineage import Lineage, Step
 from tasks.lineage_text import in_bytes, uncommitted_words
 from tuneline.errors import TunelineError
 
-_WIDTH, _LINE, _PAD, _GAP_X, _GAP_Y = 250, 17, 10, 90, 26
+_WIDTH, _LINE, _PAD, _GAP_X, _GAP_Y = 236, 17, 10, 26, 52
 _MOST_CHARACTERS = 36
 _STYLE = """
 .lineage { --ink: #1c2330; --dim: #5b6575; --line: #9aa4b2; --source: #e7f0fb; --stage: #eef7ec; --target: #fdf1dc;
@@ -61,7 +61,7 @@ def write_drawing(lineage: Lineage, path: Path) -> None:
 def as_svg(lineage: Lineage) -> str:
     """The drawing, with colours for light and dark screens."""
     boxes, edges = _boxes(lineage)
-    width, height = _place(boxes)
+    width, height = _place(boxes, edges)
     svg = ElementTree.Element(
         "svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "lineage", "role": "img", "width": f"{width:.0f}"}
     )
@@ -135,24 +135,26 @@ def _depths(lineage: Lineage) -> dict[str, int]:
     return depth
 
 
-def _place(boxes: list[_Box]) -> tuple[float, float]:
-    """Put the boxes in columns, each column in the middle; the width and height of the drawing."""
-    boxes.sort(key=lambda box: box.column)
-    columns = [list(group) for _, group in groupby(boxes, key=lambda box: box.column)]
-    heights = [sum(box.height for box in column) + _GAP_Y * (len(column) - 1) for column in columns]
-    tallest = max(heights)
-    for number, (column, height) in enumerate(zip(columns, heights, strict=True)):
-        y = _PAD + (tallest - height) / 2
-        for box in sorted(column, key=lambda box: box.kind != "stage"):
+def _place(boxes: list[_Box], edges: list[tuple[str, str]]) -> tuple[float, float]:
+    """Put the boxes in rows, each below what reads it as far as that goes; the width and height of the drawing."""
+    boxes.sort(key=lambda box: -box.column)
+    by_key, y, width = {box.key: box for box in boxes}, float(_PAD), 0.0
+    for _, group in groupby(boxes, key=lambda box: box.column):
+        row = list(group)
+        readers = {box.key: [by_key[end].x for start, end in edges if start == box.key] for box in row}
+        row.sort(key=lambda box: sum(readers[box.key]) / len(readers[box.key]) if readers[box.key] else 0.0)
+        for number, box in enumerate(row):
             box.x, box.y = _PAD + number * (_WIDTH + _GAP_X), y
-            y += box.height + _GAP_Y
-    return 2 * _PAD + len(columns) * (_WIDTH + _GAP_X) - _GAP_X, tallest + 2 * _PAD
+        y += max(box.height for box in row) + _GAP_Y
+        width = max(width, 2 * _PAD + len(row) * (_WIDTH + _GAP_X) - _GAP_X)
+    return width, y - _GAP_Y + _PAD
 
 
 def _draw_edge(svg: ElementTree.Element, start: _Box, end: _Box) -> None:
-    x0, y0, x1, y1 = start.x + _WIDTH, start.y + start.height / 2, end.x, end.y + end.height / 2
-    bend = max(30.0, (x1 - x0) / 2)
-    curve = f"M{x0:.0f} {y0:.0f}C{x0 + bend:.0f} {y0:.0f} {x1 - bend:.0f} {y1:.0f} {x1:.0f} {y1:.0f}"
+    """From the top of what is read to the bottom of what reads it."""
+    x0, y0, x1, y1 = start.x + _WIDTH / 2, start.y, end.x + _WIDTH / 2, end.y + end.height
+    bend = max(24.0, (y0 - y1) / 2)
+    curve = f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 - bend:.0f} {x1:.0f} {y1 + bend:.0f} {x1:.0f} {y1:.0f}"
     ElementTree.SubElement(svg, "path", {"d": curve, "marker-end": "url(#arrow)"})
 
 
