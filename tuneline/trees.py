@@ -85,6 +85,10 @@ class PromptTrees:
         images = None if self.images is None else self.images.pin_memory()
         return replace(self, **pinned, columns=columns, images=images)
 
+    def with_images(self, images: TreeImages) -> PromptTrees:
+        """The same trees with images beside the text."""
+        return replace(self, images=images)
+
     def layout(self) -> dict[str, Tensor]:
         """The tensors that lay out the text, by name: all but `columns` and `images`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("columns", "images")}

@@ -5,14 +5,26 @@ from typing import Any
 
 from tests.trainers.build import QUIET
 from tests.vision.models import tiny_processor, tiny_vlm
-from tests.vision.rows import demonstrations, preferences, questions
-from tuneline import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from tests.vision.rows import demonstrations, judged, preferences, questions
+from tuneline import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from tuneline.trainers.base import BaseTrainer
 
-ROWS = {"sft": demonstrations, "dpo": preferences, "grpo": questions, "rloo": questions}
+ROWS = {"sft": demonstrations, "dpo": preferences, "kto": judged, "grpo": questions, "rloo": questions}
 TRAINERS: dict[str, Any] = {
     "sft": (SFTTrainer, SFTConfig),
     "dpo": (DPOTrainer, DPOConfig),
+    "kto": (KTOTrainer, KTOConfig),
     "grpo": (GRPOTrainer, GRPOConfig),
     "rloo": (RLOOTrainer, RLOOConfig),
 }

@@ -52,3 +52,11 @@ def preferences(num_rows: int = 8) -> Dataset:
 
 def questions(num_rows: int = 4) -> Dataset:
     return Dataset.from_list([{"images": images_of(i), "prompt": asked(i)} for i in range(num_rows)])
+
+
+def judged(num_rows: int = 8) -> Dataset:
+    rows = [
+        {"images": images_of(i), "prompt": asked(i), "completion": said(f"it is {i}"), "label": i % 2 == 0}
+        for i in range(num_rows)
+    ]
+    return Dataset.from_list(rows)

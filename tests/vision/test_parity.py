@@ -11,7 +11,7 @@ import tuneline
 from tests.parity.sides import Outcome, assert_same, evaluate_batch, make, nudged
 from tests.trainers.build import QUIET
 from tests.vision.models import ARCHITECTURES, TOKEN, tiny_processor, tiny_vlm
-from tests.vision.rows import demonstrations, dialogues, preferences, questions
+from tests.vision.rows import demonstrations, dialogues, judged, preferences, questions
 from tuneline.rollout.protocol import Request, Sampling
 from tuneline.rollout.scripted import ScriptedEngine
 from tuneline.trainers.drawing import encode_prompts
@@ -47,6 +47,12 @@ def test_what_the_assistant_says_alone(tmp_path):
 def test_preferences(tmp_path, architecture):
     reference = nudged(tiny_vlm(architecture))
     assert_same(*both("DPO", architecture, tmp_path, preferences(4), ref_model=reference))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_labelled_completions(tmp_path, architecture):
+    reference = nudged(tiny_vlm(architecture))
+    assert_same(*both("KTO", architecture, tmp_path, judged(4), ref_model=reference))
 
 
 class Gradients(TrainerCallback):

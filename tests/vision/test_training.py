@@ -38,7 +38,7 @@ def assert_same_step(found, expected):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
 def test_any_split_into_micro_batches_gives_the_same_step(tmp_path, method, architecture):
     whole = one_step(method, architecture, tmp_path, 8, 1)
     assert any(

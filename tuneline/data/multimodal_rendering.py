@@ -8,7 +8,7 @@ is taken as it is, special tokens and end included.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -28,7 +28,7 @@ from tuneline.data.rendering import (
 )
 from tuneline.errors import DataError
 
-ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
+ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 
 def tokenize_any(

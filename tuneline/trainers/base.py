@@ -273,7 +273,7 @@ def ready_processor(processor: ProcessorMixin, model: nn.Module, args: Any, take
     if not takes_images:
         raise ConfigError(
             f"processing_class is a {type(processor).__name__}, and this method reads text alone; pass its tokenizer "
-            "(processor.tokenizer). Images are read by SFT, DPO, GRPO and RLOO."
+            "(processor.tokenizer). Images are read by SFT, DPO, KTO, GRPO and RLOO."
         )
     expected, given = image_token_id(model), image_token_ids(processor)
     if expected not in given:

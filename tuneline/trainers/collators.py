@@ -19,16 +19,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class WithImages:
-    """A collator of prompt trees, one a row, that gives each tree the images of its row."""
+    """A collator of batches with a tree a row, that gives each tree the images of its row."""
 
-    collate: Callable[[Sequence[Row]], PromptTrees]
+    collate: Callable[[Sequence[Row]], Any]
     processor: ProcessorMixin
 
-    def __call__(self, rows: Sequence[Row]) -> PromptTrees:
+    def __call__(self, rows: Sequence[Row]) -> Any:
         by_tree = [image_inputs(self.processor, column_images(row)) for row in rows]
-        trees = self.collate(rows)
-        assert len(trees) == len(rows)
-        return replace(trees, images=TreeImages(by_tree)) if any(by_tree) else trees
+        batch = self.collate(rows)
+        assert len(batch) == len(rows)
+        return batch.with_images(TreeImages(by_tree)) if any(by_tree) else batch
 
 
 def reading_images(collate: Callable[[Sequence[Row]], Any], processing_class: Any) -> Callable[[Sequence[Row]], Any]:

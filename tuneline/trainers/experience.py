@@ -68,7 +68,7 @@ class Experience:
         trees = PromptTrees(**parts["trees"])  # type: ignore[arg-type]
         if parts["images"]:
             trees = replace(trees, images=TreeImages.from_tensors(parts["images"], len(trees)))
-        return cls(trees=trees, by_target=parts["by_target"], **parts[""])  # type: ignore[arg-type]
+        return cls(trees=trees, by_target=parts["by_target"], **parts[""])
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
+from tuneline.data.multimodal_rendering import ProcessingClass
 from tuneline.data.tokenize import Tokenized
 from tuneline.errors import ConfigError
 from tuneline.logging import get_logger
@@ -25,6 +25,7 @@ from tuneline.trainers.base import Rows
 from tuneline.trainers.collators import Row, collate_completions
 from tuneline.trainers.kto_config import KTOConfig
 from tuneline.trainers.unpaired import UnpairedTrainer
+from tuneline.tree_images import TreeImages
 from tuneline.trees import PromptTrees
 
 logger = get_logger(__name__)
@@ -62,6 +63,10 @@ class KTOBatch:
     def first(self, num_trees: int) -> KTOBatch:
         return KTOBatch(self.trees.first(num_trees), self.mismatched and self.mismatched.first(num_trees))
 
+    def with_images(self, images: TreeImages) -> KTOBatch:
+        """The images are those of the prompts, which completions of other rows follow too."""
+        return KTOBatch(self.trees.with_images(images), self.mismatched and self.mismatched.with_images(images))
+
 
 def collate_with_mismatches(rows: Sequence[Row]) -> KTOBatch:
     """Rows of `prompt_ids`, `completion_ids` and `label`, and `KL_completion_ids` where the loss needs them."""
@@ -76,18 +81,20 @@ class KTOTrainer(UnpairedTrainer):
         model: a name or folder, a model, or a PEFT model.
         ref_model: the reference; see `ReferencedTrainer`.
         train_dataset, eval_dataset: rows with `prompt`, `completion` and `label` (bool), or preferences (`chosen`,
-            `rejected`, `prompt` if any), which are taken apart; standard or conversational.
+            `rejected`, `prompt` if any), which are taken apart; standard or conversational. Those with `images` or
+            `image` need a vision-language model.
 
     Raises:
         ConfigError, DataError, ModelError: before any training.
     """
 
     config_class = KTOConfig
+    takes_images = True
     collate = staticmethod(collate_with_mismatches)
     args: KTOConfig
     kl: Tensor | None = None  # (), of the optimizer step, or of the batch in evaluation
 
-    def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: KTOConfig, is_training: bool) -> Tokenized:
+    def tokenize(self, rows: Rows, tokenizer: ProcessingClass, args: KTOConfig, is_training: bool) -> Tokenized:
         tokenized = super().tokenize(rows, tokenizer, args, is_training)
         if is_training and isinstance(tokenized.dataset, Dataset):
             warn_of_imbalance(tokenized.dataset["label"], args)

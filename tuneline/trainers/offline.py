@@ -12,8 +12,9 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
+from tuneline.data.multimodal_rendering import ProcessingClass
 from tuneline.data.tokenize import Tokenized
 from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import TargetLogprobs
@@ -107,7 +108,7 @@ class OfflineTrainer(BaseTrainer):
 
     # What a method writes, beside its loss
 
-    def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: Any, is_training: bool) -> Tokenized:
+    def tokenize(self, rows: Rows, tokenizer: ProcessingClass, args: Any, is_training: bool) -> Tokenized:
         """Rows as `collate` takes them."""
         raise NotImplementedError
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.formats import column_names, maybe_extract_prompt, unpair_preference_dataset
+from tuneline.data.multimodal_rendering import ProcessingClass
 from tuneline.data.tokenize import Tokenized, tokenize_completions
 from tuneline.logprobs import TargetLogprobs, sum_by_sequence
 from tuneline.metrics import Recorded
@@ -22,7 +22,7 @@ class UnpairedTrainer(ReferencedTrainer):
 
     reference_column = "ref_logps"
 
-    def tokenize(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, args: Any, is_training: bool) -> Tokenized:
+    def tokenize(self, rows: Rows, tokenizer: ProcessingClass, args: Any, is_training: bool) -> Tokenized:
         return tokenize_completions(
             unpaired(rows, args.dataset_num_proc),
             tokenizer,
