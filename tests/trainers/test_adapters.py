@@ -1,6 +1,9 @@
 """Adapters of every kind train, are saved, come back and are merged; what cannot work is told before training."""
 
+import functools
+import importlib.util
 import math
+import types
 
 import pytest
 import torch
@@ -13,11 +16,13 @@ from peft import (
     get_peft_model,
 )
 from torch.testing import assert_close
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_liger_kernel_available
 
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.build import build, weights
 from tests.trainers.online import build_online
-from tuneline.errors import ConfigError
+from tuneline.errors import ConfigError, ModelError
 from tuneline.logprobs import sum_by_sequence, token_logprobs
 from tuneline.models.adapters import adapters_off, check_adapter_acts
 from tuneline.models.layouts import prepare_for_trees
@@ -217,3 +222,61 @@ def test_a_learned_prompt_is_not_merged_silently(tmp_path):
     model = get_peft_model(tiny_causal_lm(), KINDS["prompt"])
     with pytest.raises(ConfigError, match="cannot be merged"):
         build("sft", tmp_path, model=model, peft_config=KINDS["lora"])
+
+
+# Quantised bases, kernels, and models that others have patched
+
+
+def test_how_to_quantise_a_model_that_is_loaded_already_is_refused(tmp_path):
+    for method in ("sft", "dpo"):
+        with pytest.raises(ConfigError, match="loaded already"):
+            build(method, tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}, "bitsandbytes"),
+        ({"use_kernels": True}, "kernels"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_option_that_wants_it(options, message, tmp_path):
+    if importlib.util.find_spec(message):
+        pytest.skip(f"{message} is installed")
+    tiny_causal_lm().save_pretrained(tmp_path / "base")
+    with pytest.raises(ModelError, match=rf"{message}.*from {next(iter(options))}"):
+        build("sft", tmp_path, model=str(tmp_path / "base"), options={"model_init_kwargs": options})
+
+
+@pytest.mark.skipif(is_liger_kernel_available(), reason="liger-kernel is installed")
+def test_liger_without_its_package_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="liger-kernel, which is not installed"):
+        build("sft", tmp_path, options={"use_liger_kernel": True})
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_model_whose_forward_was_patched_trains_as_a_plain_one(method, tmp_path):
+    """As Unsloth does it: a PeftModel whose layers' and whose own forward are other functions on the instance."""
+    outcomes = []
+    for is_patched in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_causal_lm(), KINDS["lora"])
+        calls = []
+        if is_patched:
+            base = model.get_base_model()
+            for module in (base, base.model, *base.model.layers):
+                module.forward = types.MethodType(patched(type(module).forward, calls), module)
+        trainer = build(method, tmp_path / str(is_patched), options=FAST, model=model)
+        trainer.train()
+        assert bool(calls) == is_patched
+        outcomes.append(weights(trainer))
+    assert all(torch.equal(weight, outcomes[1][name]) for name, weight in outcomes[0].items())
+
+
+def patched(forward, calls):
+    @functools.wraps(forward)
+    def other(self, *args, **kwargs):
+        calls.append(type(self).__name__)
+        return forward(self, *args, **kwargs)
+
+    return other

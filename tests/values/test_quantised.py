@@ -11,6 +11,7 @@ from tests.models import tiny_causal_lm
 from tests.trainers.ppo import build_ppo
 from tests.trainers.rows import character_tokenizer
 from tests.values.test_adapters import COMPLETIONS, PROMPTS, bytes_held
+from tuneline.models.loading import add_adapter
 from tuneline.rewards import RewardAdapter, RewardModel
 
 pytestmark = pytest.mark.skipif(
@@ -22,10 +23,7 @@ SIZES = dict(hidden_size=64, intermediate_size=128)
 def load(auto_class, folder, bits, **options):
     given = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32)
     model = auto_class.from_pretrained(folder, dtype=torch.float32, quantization_config=given, **options)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # it packs weights for generation, and cannot train them then
-    return model
+    return add_adapter(model, None)  # as for training: packed for generation, 4 bits cannot train
 
 
 @pytest.mark.parametrize("bits", [4, 8])

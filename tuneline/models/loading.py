@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,26 @@ def reads_images(config: PreTrainedConfig) -> bool:
     return hasattr(config, "vision_config")
 
 
+def given_model(
+    model: Any, args: Any, quantization_config: Any = None, load: Callable[..., PreTrainedModel] = load_causal_lm
+) -> Any:
+    """A model as a trainer was given it, or loaded by its name with the options of `args`.
+
+    Raises:
+        ConfigError: a model that is there already, and how to quantise it.
+        ModelError: it cannot be loaded.
+    """
+    if isinstance(model, str):
+        quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
+        return load(model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization)
+    if quantization_config is not None:
+        raise ConfigError(
+            f"quantization_config is for a model given by name, and this {type(model).__name__} is loaded already; "
+            "load it with from_pretrained(..., quantization_config=...), or pass its name."
+        )
+    return model
+
+
 def load_seq2seq_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
     """An encoder-decoder language model, as `load_causal_lm`."""
     return _load(AutoModelForSeq2SeqLM, name, init_kwargs, **kwargs)
@@ -94,6 +115,19 @@ def _load(auto_class: Any, name: str, init_kwargs: dict[str, Any] | str | None, 
         return auto_class.from_pretrained(name, **settings)
     except OSError as error:
         raise ModelError(f"cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+    except (ImportError, ValueError) as error:
+        if isinstance(error, ImportError) or "not available" in str(error):  # a package that an option wants
+            raise ModelError(
+                f"cannot load the model {name!r} as asked: {' '.join(str(error).split())[:300]} (from "
+                f"{_asked_for(settings)})"
+            ) from error
+        raise
+
+
+def _asked_for(settings: dict[str, Any]) -> str:
+    """Which options want a package that may not be installed."""
+    names = [name for name in ("quantization_config", "use_kernels", "attn_implementation") if settings.get(name)]
+    return ", ".join(names) or "its configuration"
 
 
 def load_tokenizer(
@@ -198,6 +232,10 @@ def add_adapter(model: nn.Module, peft_config: PeftConfig | None) -> nn.Module:
     Raises:
         ConfigError: the adapter has no place in the model, or the one that it has cannot be merged.
     """
+    module: Any
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":  # on a CPU it would pack its weights as if never to be trained with
+            module.support_avx512bf16_for_cpu = False
     if peft_config is None:
         return model
     if isinstance(model, PeftModel):

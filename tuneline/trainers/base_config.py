@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
 from tuneline.errors import ConfigError
 
@@ -51,6 +51,12 @@ class BaseConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise ConfigError(
+                "use_liger_kernel=True needs the package liger-kernel, which is not installed (pip install "
+                "liger-kernel, for a GPU with Triton); without it leave the option out: what it saves most, logits, is "
+                "never made here anyway."
+            )
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:

@@ -20,7 +20,7 @@ from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import TargetLogprobs
 from tuneline.models.adapters import adapters_off
 from tuneline.models.layouts import prepare_for_trees
-from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
+from tuneline.models.loading import add_adapter, disable_dropout, given_model
 from tuneline.trainers.base import (
     BaseTrainer,
     Rows,
@@ -80,7 +80,7 @@ class OfflineTrainer(BaseTrainer):
         given = only_one(model, model_init)
         if args is None:
             args = default_args(self.config_class, given, self.config_class.__name__.removesuffix("Config"))
-        policy = _loaded(given, args, quantization_config)
+        policy = given_model(given, args, quantization_config)
         tokenizer = ready_tokenizer(processing_class, policy, args, takes_images=self.takes_images)
         continues_adapter = isinstance(policy, PeftModel) and peft_config is None
         policy = add_adapter(policy, peft_config)
@@ -295,10 +295,3 @@ def only_one(model: Any, model_init: Callable[[], PreTrainedModel] | None) -> An
         given = "neither" if model is None else "both"
         raise ConfigError(f"{given} of model and model_init is given; give one.")
     return model if model_init is None else model_init()
-
-
-def _loaded(model: Any, args: OfflineConfig, quantization_config: Any) -> Any:
-    if not isinstance(model, str):
-        return model
-    quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-    return load_causal_lm(model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization)

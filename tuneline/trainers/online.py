@@ -26,7 +26,7 @@ from tuneline.errors import ConfigError, DataError
 from tuneline.logprobs import token_logprobs
 from tuneline.metrics import Recorded
 from tuneline.models.layouts import base_model
-from tuneline.models.loading import add_adapter, disable_dropout, load_causal_lm
+from tuneline.models.loading import add_adapter, disable_dropout, given_model
 from tuneline.rewards.calling import Scores
 from tuneline.rollout.protocol import RolloutEngine, rollout_seed
 from tuneline.rollout.stopping import stop_token_ids
@@ -90,11 +90,7 @@ class OnlineTrainer(BaseTrainer):
         ref_model: PreTrainedModel | None = None,
     ):
         args = default_args(self.config_class, model, self.method) if args is None else args
-        if isinstance(model, str):
-            quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-            model = load_causal_lm(
-                model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
-            )
+        model = given_model(model, args, quantization_config)
         tokenizer = ready_tokenizer(
             processing_class, model, args, args.eos_token, args.chat_template_path, takes_images=self.takes_images
         )

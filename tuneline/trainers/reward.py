@@ -15,7 +15,7 @@ from tuneline.data.tokenize import Tokenized, tokenize_for_reward
 from tuneline.errors import ModelError
 from tuneline.losses.reward import reward_loss
 from tuneline.models.layouts import pad_token_id
-from tuneline.models.loading import add_adapter, disable_dropout, load_reward_model
+from tuneline.models.loading import add_adapter, disable_dropout, given_model, load_reward_model
 from tuneline.models.one_label import score_of_two_labels
 from tuneline.scores import sequence_scores
 from tuneline.trainers.base import (
@@ -67,11 +67,7 @@ class RewardTrainer(BaseTrainer):
         if args is None:
             args = default_args(RewardConfig, model, "Reward")
         reject_compute_metrics(compute_metrics, preprocess_logits_for_metrics)
-        if isinstance(model, str):
-            quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-            model = load_reward_model(
-                model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
-            )
+        model = given_model(model, args, quantization_config, load_reward_model)
         if model.config.num_labels == 2 and not isinstance(model, PeftModel):
             model = score_of_two_labels(model)
         if model.config.num_labels != 1:

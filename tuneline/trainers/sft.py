@@ -15,7 +15,7 @@ from tuneline.data.packing import pack_dataset
 from tuneline.data.tokenize import Tokenized, tokenize_for_sft
 from tuneline.errors import ConfigError
 from tuneline.logprobs import token_logprobs
-from tuneline.models.loading import add_adapter, load_causal_lm
+from tuneline.models.loading import add_adapter, given_model
 from tuneline.trainers.base import (
     BaseTrainer,
     Rows,
@@ -78,11 +78,7 @@ class SFTTrainer(BaseTrainer):
             raise ConfigError(
                 "compute_loss_func needs logits, which are never made; override `loss` in a subclass instead."
             )
-        if isinstance(model, str):
-            quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-            model = load_causal_lm(
-                model, args.model_init_kwargs, trust_remote_code=args.trust_remote_code, **quantization
-            )
+        model = given_model(model, args, quantization_config)
         tokenizer = ready_tokenizer(
             processing_class, model, args, args.eos_token, args.chat_template_path, takes_images=True
         )
