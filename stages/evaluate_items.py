@@ -12,10 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuneline.evaluation.measures import Answers
-from tuneline.evaluation.prompts import Prompts
+if TYPE_CHECKING:  # who reads the files need not wait for torch
+    from tuneline.evaluation.measures import Answers
+    from tuneline.evaluation.prompts import Prompts
 
 ITEMS_FILE, HELD_OUT_FILE = "items.jsonl", "held_out.json"
 PROTOCOL = ("temperature", "max_new_tokens", "num_completions", "verifier")  # settings that change what is measured
