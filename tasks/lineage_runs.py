@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,11 @@ class Tracking:
         if self._client is None:
             from stages.tracking import connect
 
-            os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(self.root))
-            self._client = connect()
+            connect()  # for its settings; the store is that of the checkout, wherever this process works
+            import mlflow
+
+            uri = tracking_uri(self.root)
+            self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         return self._client
 
     def run_of(self, record: StageRecord) -> TrackedRun | None:
