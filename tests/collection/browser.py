@@ -81,6 +81,7 @@ class Page:
 def browser(profile: Path):
     """A page of a fresh browser; two of them with profiles of their own share nothing."""
     profile.mkdir(parents=True, exist_ok=True)
+    (profile / "DevToolsActivePort").unlink(missing_ok=True)  # of a browser that was killed
     process = subprocess.Popen(
         [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL,

@@ -1,6 +1,8 @@
 "use strict";
 // Labels are kept here until the server says that it has them: first written to localStorage, then shown as done, then
 // sent, in order. Sent twice they count once, as each has an id of its own. Text is only ever set as text.
+// A browser brings localStorage to the disk after seconds, so there is a copy in IndexedDB, which it brings there at once:
+// what is missing in the one after a crash is in the other.
 
 const AHEAD = 8; // pairs that are fetched before they are needed, so that work goes on while the server is away
 const RETRY_MS = 2000;
@@ -25,7 +27,37 @@ function changeQueue(change) {
   // Two tabs share localStorage: each reads and writes in one go.
   const acts = change(queue());
   localStorage.setItem(queueName(), JSON.stringify(acts));
+  copyToDisk(queueName(), acts);
   showUnsent(acts.length);
+}
+
+const database = new Promise((resolve) => {
+  const request = indexedDB.open("labels", 1);
+  request.onupgradeneeded = () => request.result.createObjectStore("kept");
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => resolve(null); // some browsers have none in private windows
+}).catch(() => null);
+
+async function copyToDisk(name, value) {
+  const opened = await database;
+  opened?.transaction("kept", "readwrite", { durability: "strict" }).objectStore("kept").put(value, name);
+}
+
+async function fromDisk(name) {
+  const opened = await database;
+  if (!opened) return undefined;
+  const request = opened.transaction("kept").objectStore("kept").get(name);
+  return new Promise((resolve) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => resolve(undefined);
+  });
+}
+
+async function recover() {
+  // What was sent before the crash may be among it; the server knows it by its id.
+  const kept = (await fromDisk(queueName())) || [];
+  const isKept = (act) => kept.some((other) => other.client === act.client && other.kind === act.kind);
+  if (kept.length) changeQueue((acts) => [...kept, ...acts.filter((act) => !isKept(act))]);
 }
 
 function showUnsent(count) {
@@ -267,19 +299,27 @@ $("welcome").addEventListener("submit", async (event) => {
   $("welcome-error").textContent = "";
   annotator = name;
   localStorage.setItem("annotator", name);
+  copyToDisk("annotator", name);
   begin();
 });
 
-function begin() {
+async function begin() {
   pairs = [];
   history = [];
   $("name").hidden = false;
   $("name").textContent = annotator;
   $("welcome").hidden = true;
-  showUnsent(queue().length);
   $("prompt").focus();
+  await recover();
+  showUnsent(queue().length);
   send().then(fetchPairs);
 }
 
-if (annotator) begin();
-else welcome();
+async function start() {
+  annotator = annotator || (await fromDisk("annotator")) || null;
+  if (annotator) localStorage.setItem("annotator", annotator);
+  if (annotator) begin();
+  else welcome();
+}
+
+start();
