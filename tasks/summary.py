@@ -76,7 +76,7 @@ def read_metrics(root: Path, stage: str) -> dict[str, float]:
 
 def read_off(root: Path, stage: str) -> str:
     """Why the stage was turned off when it last ran; empty when it was not."""
-    return why_off(root / "models" / stage) or ""
+    return why_off(root / ("data/collected" if stage == "collect" else f"models/{stage}")) or ""
 
 
 def cached_summary(root: Path, config: dict[str, Any], stages: list[str]) -> RunSummary:
@@ -135,6 +135,7 @@ _KEY_METRICS = {
     "dpo": ("eval/rewards/accuracies", "eval/loss"),
     "ppo": ("train/reward", "train/rewards/verifier/mean", "train/objective/kl"),
     "grpo": ("train/reward", "train/completions/mean_length", "train/kl"),
+    "collect": ("num_pairs", "num_preferences", "num_ties", "reward_model_accuracy"),
     "evaluate": (
         "sft/accuracy",
         "dpo/accuracy",
@@ -159,7 +160,7 @@ def headline(stage: StageSummary, num_metrics: int = 5) -> str:
     if stage.name == "prepare" and any(name in stage.metrics for name in _COUNTS):
         return ", ".join(f"{stage.metrics[name]:,} {what}" for name, what in _COUNTS.items() if name in stage.metrics)
     names = [name for name in _KEY_METRICS.get(stage.name, ()) if name in stage.metrics]
-    names = names or list(stage.metrics)[:4]
+    names = names or [name for name in stage.metrics if not name.startswith("gates/")][:4]
     return ", ".join(f"{name} {_short(stage.metrics[name])}" for name in names[:num_metrics])
 
 

@@ -127,7 +127,7 @@ def _reward_columns(rollouts):
         (["grpo.method=rloo"], {"grpo"}),
         (["grpo.rewards=[]"], {"grpo"}),
         (["prepare.max_rows=10"], {"prepare"}),
-        (["seed=4"], {"prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate"}),
+        (["seed=4"], {"prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "collect"}),
     ],
 )
 def test_a_setting_reaches_only_the_stages_that_read_it(line, overrides, stages):
