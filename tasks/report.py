@@ -22,7 +22,7 @@ from tasks.report_losses import read_bad_rows, read_losses
 from tasks.report_outcome import outcome, read_troubles
 from tasks.report_parts import read_data_summary, read_environment, read_json
 from tasks.report_samples import read_pairs, read_rollouts, read_samples
-from tasks.report_text import Limits, breakable, duration, number, share, size
+from tasks.report_text import Limits, breakable, command, duration, number, share, size
 from tasks.summary import RunSummary, headline, read_metrics, read_off
 from tuneline.evaluation import figures
 
@@ -67,13 +67,15 @@ def _render(root: Path, run: RunSummary, limits: Limits) -> str:
     evaluation = read_json(root / "reports" / "evaluate" / "files" / "evaluation.json")
     evaluation = evaluation if isinstance(evaluation, dict) else {}
     trained = list(CURVES)
+    earlier = {stage.name for stage in run.stages if stage.state not in ("ran", "cached")}
     losses, num_without_loss = read_losses(root, data, trained, limits)
     parts: dict[str, Any] = {
         "run": run,
         "outcome": outcome(run),
         "troubles": read_troubles(root, run, limits),
         "headlines": {stage.name: limits.text(headline(stage)) for stage in run.stages},
-        "tiles": _tiles(run, evaluation),
+        "earlier": earlier,  # what there is of these stages, an earlier run has left
+        "tiles": _tiles(run, {} if "evaluate" in earlier else evaluation),
         "promotion": read_promotion(root, limits),
         "gates": read_gates(root, run, limits),
         "collection": read_collection(root, run.config, limits),
@@ -97,7 +99,8 @@ def _render(root: Path, run: RunSummary, limits: Limits) -> str:
         "environment": read_environment(root),
     }
     # last, when all has been counted
-    return page_environment().get_template("report.html.jinja").render(**parts, left_out=dict(limits.left_out))
+    html = page_environment().get_template("report.html.jinja").render(**parts, left_out=dict(limits.left_out))
+    return html.encode("utf-8", "replace").decode()  # half a surrogate pair, from data, cannot be written
 
 
 def page_environment() -> jinja2.Environment:
@@ -117,6 +120,7 @@ def page_environment() -> jinja2.Environment:
         "size": size,
         "duration": duration,
         "breakable": breakable,
+        "command": command,
     }
     environment.globals |= {"inks": figures.INK, "series": figures.SERIES}
     return environment

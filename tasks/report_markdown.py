@@ -90,7 +90,8 @@ def write_markdown(root: Path, run: RunSummary, against: Revision | None = None)
             names = ", ".join(map(_code, against.missing))
             parts.append(f"Not in DVC's cache or a remote, so not compared: {names}.")
     parts += [_promotion(root), _all_metrics(own, against)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return text.encode("utf-8", "replace").decode()
 
 
 def _first_lines(root: Path, run: RunSummary) -> str:

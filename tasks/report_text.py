@@ -114,6 +114,11 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(name))))
 
 
+def command(text: str) -> Markup:
+    """A command whose words stay whole where they fit on a line."""
+    return Markup(" ").join(Markup('<span class="word">{}</span>').format(word) for word in text.split(" "))
+
+
 def share(value: float) -> str:
     """Such as `12.3 %`."""
     return f"{100 * value:.1f} %"
