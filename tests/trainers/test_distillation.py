@@ -90,6 +90,7 @@ def test_a_step_is_trls(beta, accumulation, tmp_path):
     assert not any(name.startswith("reward") for name in lines_of(ours)[0])
 
 
+@pytest.mark.slow
 def test_the_student_comes_nearer_to_its_teacher(tmp_path):
     options = {"max_steps": 24, "learning_rate": 3e-3, "lr_scheduler_type": "constant", "logging_steps": 6}
     trainer = build_taught("Distillation", tmp_path, **options)
@@ -118,6 +119,7 @@ def test_any_split_into_micro_batches_gives_the_same_step(tmp_path):
         assert line[name] == pytest.approx(log[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path):
     options = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,

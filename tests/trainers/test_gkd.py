@@ -103,6 +103,7 @@ def test_any_split_into_micro_batches_gives_the_same_step(tmp_path):
     assert line["loss"] == pytest.approx(log["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path):
     options = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,

@@ -57,6 +57,7 @@ def test_the_first_step_is_the_policy_gradient_of_the_preference(tmp_path):
     assert log["mixture_coef"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_divergence_pulls_back_once_the_policy_has_left(tmp_path):
     def run(beta):
         trainer = build_paired(
@@ -108,6 +109,7 @@ def test_any_split_into_micro_batches_gives_the_same_step(tmp_path):
         assert line[name] == pytest.approx(log[name], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path):
     options = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,

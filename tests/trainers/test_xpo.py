@@ -44,6 +44,7 @@ def test_the_bonus_pushes_the_references_completion_down(tmp_path):
     assert_same_steps({name: 2 * moved for name, moved in one.items()}, two)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path):
     options = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
