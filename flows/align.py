@@ -31,6 +31,7 @@ from tasks.promotion import try_to_promote
 from tasks.publishing import try_to_write_report
 from tasks.regression import tell_of_regression
 from tasks.stage import StageFailure, run_stage
+from tasks.start import fetch_start
 from tasks.storage import push_after_run
 from tasks.summary import RunSummary, StageSummary, save_last_run
 from tasks.tracking import ParentRun
@@ -88,6 +89,7 @@ def align(
     with run_lock, noted(folder, str(flow_run.id)):
         if chosen is not None:
             write_params(chosen, folder / PARAMS_FILE)
+        fetch_start(folder, load_params(folder / PARAMS_FILE))
         again = command_to_go_on(config, overrides or [], only)
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay, again=again)
         try:

@@ -18,6 +18,7 @@ from tasks.again import command_to_go_on
 from tasks.display import display
 from tasks.graph import PARAMS_FILE, plan_stages
 from tasks.promotion_words import NO_SERVER_TO_ASK_ON
+from tasks.start import fetch_start
 from tasks.storage import StorageError, push_after_run
 from tasks.summary import cached_summary, load_last_run
 from tuneline.errors import ConfigError, StageError, TunelineError
@@ -41,6 +42,7 @@ def run_line(
     settings = checked.model_dump(mode="json")
     if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
         write_params(checked, root / PARAMS_FILE)
+    fetch_start(root, checked)
     every = plan_stages(root, settings)
     plans = [plan for plan in every if only is None or plan.name in only]
     for plan in plans:

@@ -15,6 +15,7 @@ from tasks.estimates import estimate
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import read_history
 from tasks.progress import read_progress
+from tasks.start import fetch_start
 from tasks.summary import StageSummary, headline, read_metrics, read_off
 
 _SHOWN_REASONS = 4
@@ -26,6 +27,7 @@ def show_plan(root: Path, console: Console, config: Path, overrides: list[str]) 
     settings = checked.model_dump(mode="json")
     if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
         write_params(checked, root / PARAMS_FILE)
+    fetch_start(root, checked)
     plans = plan_stages(root, settings)
     history = read_history(root, checked.name)
     prepared = all(plan.up_to_date for plan in plans if plan.name == "prepare")

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.context import StageContext
 from stages.schema import PipelineConfig, Source
+from stages.start import START, verify_start
 from stages.storage import publish_folder
 from tuneline.data.lengths import Lengths, bin_edges, demonstration_lengths, preference_lengths, prompt_lengths
 from tuneline.data.preparation import Prepared, prepare_rows
@@ -132,8 +133,10 @@ def _make_base(config: PipelineConfig, rows: Prepared, folder: Path) -> PreTrain
     folder.mkdir(parents=True, exist_ok=True)
     template = _chat_template(config.model.chat_template)
     if config.model.init is None:
-        name, revision = config.model.name_or_path, config.model.revision
+        name, revision = config.model.source, config.model.revision
         assert name is not None
+        if name == START:
+            verify_start(Path.cwd())
         _write_json(folder / "reference.json", {"name_or_path": name, "revision": revision})
         tokenizer = load_tokenizer(name, revision=revision)
         if template is not None:

@@ -12,10 +12,10 @@ from pydantic import ConfigDict, Field, computed_field, model_validator
 
 from stages.schema_base import Count, FilePath, Name, Section, is_local
 from stages.schema_collect import CollectSection
+from stages.schema_costs import CostsSection
 from stages.schema_gates import GatesSection
 from stages.schema_promotion import PromotionSection
-
-from stages.schema_costs import CostsSection
+from stages.start import START, is_of_registry, registry_place
 
 STAGES = ("prepare", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "collect")
 TRAINING_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
@@ -46,7 +46,9 @@ class ModelSection(Section):
     """The policy that the line starts from: a name or folder, or made from `init`."""
 
     name_or_path: FilePath | None = Field(
-        default=None, description="A name on the hub, or a folder with a saved model."
+        default=None,
+        description="A name on the hub, a folder with a saved model, or a version of MLflow's registry: "
+        "models:/NAME@ALIAS or models:/NAME/VERSION.",
     )
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub; pin it, and runs repeat.")
     init: ModelInit | None = Field(
@@ -65,7 +67,16 @@ class ModelSection(Section):
             raise ValueError("needs exactly one of name_or_path and init")
         if self.revision is not None and self.name_or_path is None:
             raise ValueError("revision goes with name_or_path, and there is none")
+        if self.name_or_path is not None and is_of_registry(self.name_or_path):
+            registry_place(self.name_or_path)
+            if self.revision is not None:
+                raise ValueError("revision goes with a name on the hub; a version of a registry names what it is")
         return self
+
+    @property
+    def source(self) -> str | None:
+        """Where the model is read from: a version of a registry lies in a folder of the checkout."""
+        return START if is_of_registry(self.name_or_path) else self.name_or_path
 
 
 class Synthetic(Section):
@@ -321,7 +332,7 @@ class PipelineConfig(Section):
             "preferences": prepare.preferences and prepare.preferences.path,
             "prompts": prepare.prompts and prepare.prompts.path,
             "test": prepare.test and prepare.test.path,
-            "model": model.name_or_path,
+            "model": model.source,
             "chat_template": model.chat_template,
             "sft_launch": self.sft.launch.config_file,
             "reward_launch": self.reward.launch.config_file,
@@ -333,7 +344,7 @@ class PipelineConfig(Section):
             "collected": prepare.collected,
             "collect_verifier": self.collect and self.collect.verifier and Reward(name=self.collect.verifier).path,
         }
-        local = {name: path if path and is_local(path) else NO_FILE for name, path in named.items()}
+        local = {name: path if path and (path == START or is_local(path)) else NO_FILE for name, path in named.items()}
         for name, section in (("grpo", self.grpo), ("ppo", self.ppo)):
             learns_from_it = any(reward.model is True for reward in section.rewards)
             local[f"{name}_reward_metrics"] = REWARD_METRICS if learns_from_it else NO_FILE

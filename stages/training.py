@@ -25,6 +25,7 @@ from stages.context import StageContext
 from stages.gates import gate_metrics
 from stages.off import PLOTTED
 from stages.schema import TrainingSection
+from stages.start import START, verify_start
 from stages.storage import publish_folder, read_metrics, sync_tree
 from stages.supervise import crash_point
 from tuneline.errors import ConfigError, DataError
@@ -72,6 +73,8 @@ def read_rows(path: Path) -> Dataset:
 def model_source(context: StageContext, folder: Path) -> tuple[str, dict[str, Any], Any]:
     """Name, `from_pretrained` keywords and tokenizer of the model that a stage starts from."""
     name, revision = resolve_model(folder)
+    if name == START:
+        verify_start(Path.cwd())
     keywords: dict[str, Any] = {"dtype": getattr(torch, context.config.model.dtype)}
     if revision is not None:
         keywords["revision"] = revision

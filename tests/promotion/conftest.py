@@ -79,7 +79,7 @@ stages:
     metrics: [reports/prepare/metrics.json: {cache: false}]
   sft:
     cmd: python toy_line.py sft
-    deps: [data/prepared]
+    deps: [data/prepared, "${files.model}"]
     params: [sft]
     outs: [models/sft]
     metrics: [reports/sft/metrics.json: {cache: false}]
@@ -126,7 +126,7 @@ class ToyLine:
         """Another config, and `dvc repro` of what it changes."""
         monkeypatch = pytest.MonkeyPatch()
         monkeypatch.chdir(self.path)
-        write_params(load_config(self.path / "toy.yaml", overrides, root=self.path), self.path / "params.yaml")
+        write_params(load_config(self.path / "toy.yaml", overrides, root=ROOT), self.path / "params.yaml")
         monkeypatch.undo()
         command = [sys.executable, "-m", "dvc", "repro", "-q"]
         subprocess.run(command, cwd=self.path, env=self.env, check=True)

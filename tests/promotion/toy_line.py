@@ -1,12 +1,11 @@
 """A line without models: what dpo "learns" is `dpo.launch.timeout_hours`, the share of items answered rightly."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import yaml
-
-from stages.evaluate_items import held_out_digest
 
 NUM_ITEMS = 200
 
@@ -38,7 +37,9 @@ def evaluate(settings, files):
         for line in items(policy, float((Path("models") / policy / "skill.txt").read_text()), keys)
     ]
     (files / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (files / "held_out.json").write_text(json.dumps({"digest": held_out_digest(keys, asked), "asked": asked}))
+    (files / "held_out.json").write_text(
+        json.dumps({"digest": hashlib.sha256(json.dumps(asked).encode()).hexdigest(), "asked": asked})
+    )
     return {f"{policy}/accuracy": float(Path(f"models/{policy}/skill.txt").read_text()) for policy in ("sft", "dpo")}
 
 

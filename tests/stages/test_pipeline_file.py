@@ -27,6 +27,7 @@ PLUMBING = {
     "stages/schema_gates.py",
     "stages/schema_promotion.py",
     "stages/settings_errors.py",
+    "stages/start.py",
     "stages/storage.py",
     "stages/supervise.py",
     "tuneline/__init__.py",

@@ -1,0 +1,122 @@
+"""A person's consent: a real Prefect server pauses the run, and its API resumes it, as its UI does."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from stages.supervise import end_tree
+from tasks.registry import CHAMPION, Registry
+from tests.ports import free_port
+from tests.promotion.conftest import ToyLine
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+ASKING = ("--set", "promotion.require_approval=true")
+
+
+def test_without_a_server_to_ask_on_a_run_is_refused_before_any_work(toys: ToyLine):
+    before = (toys.path / "dvc.lock").read_bytes()
+    shown = toys.call("run", "toy.yaml", *ASKING, "--set", "dpo.launch.timeout_hours=0.8", exit_code=2)
+    assert "promotion.require_approval is true, and this run has no Prefect server with a UI" in shown
+    assert "tuneline server" in shown
+    assert (toys.path / "dvc.lock").read_bytes() == before
+    assert not (toys.path / "reports" / "promotion.json").exists()
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory):
+    """The address of `prefect server start`, and its environment."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-ui",
+    ]
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        limit = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
+                break
+            except OSError:
+                assert time.monotonic() < limit, (home / "server.log").read_text()
+                time.sleep(0.3)
+        yield {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(home)}
+    finally:
+        end_tree(process.pid, 5)
+        process.wait()
+
+
+@contextmanager
+def client_of(prefect):
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
+        yield client
+
+
+def start_run(toys, prefect, *arguments):
+    env = {**toys.env, **prefect}
+    command = [sys.executable, "-m", "flows", "run", "toy.yaml", *ASKING, *arguments]
+    return subprocess.Popen(
+        command, cwd=toys.path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def answer(prefect, process, **said):
+    """What a person does in the UI: opens the run that waits, fills in its form, and sends it."""
+    with client_of(prefect) as client:
+        limit = time.monotonic() + 200
+        while True:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < limit, "no run waits"
+            runs = [run for run in client.read_flow_runs() if run.state and run.state.is_paused()]
+            if runs:
+                break
+            time.sleep(0.5)
+        client.resume_flow_run(runs[0].id, run_input=said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agrees", [True, False])
+def test_the_alias_moves_once_a_person_agrees_and_not_before(toys: ToyLine, prefect, agrees):
+    process = start_run(toys, prefect, "--set", "dpo.launch.timeout_hours=0.8")
+    answer(prefect, process, approve=agrees, name="ann", reason="read twenty answers")
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    champion = Registry(toys.path).champion("toy")
+    said = f"{'approved' if agrees else 'not approved'} by ann: read twenty answers"
+    assert said in toys.decision["reasons"]
+    assert toys.decision["by"] == "ann"
+    assert toys.decision["alias_moved"] is agrees
+    assert (champion is not None) is agrees
+    if agrees:
+        (move,) = Registry(toys.path).history("toy")
+        assert (move.by, champion.tags["promotion.by"]) == ("ann", "ann")
+        assert Registry(toys.path).by_alias("toy", CHAMPION).version == "1"
+
+
+@pytest.mark.slow
+def test_nobody_answers_and_nothing_moves(toys: ToyLine, prefect):
+    hours = ("--set", "promotion.approval_timeout_hours=0.001", "--set", "dpo.launch.timeout_hours=0.9")
+    process = start_run(toys, prefect, *hours)
+    shown, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, shown
+    assert "not approved by nobody: nobody answered within 0.001 h" in toys.decision["reasons"]
+    assert Registry(toys.path).champion("toy") is None
