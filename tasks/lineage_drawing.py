@@ -152,7 +152,9 @@ def _place(boxes: list[_Box], edges: list[tuple[str, str]]) -> tuple[float, floa
 
 def _draw_edge(svg: ElementTree.Element, start: _Box, end: _Box) -> None:
     """From the top of what is read to the bottom of what reads it."""
-    x0, y0, x1, y1 = start.x + _WIDTH / 2, start.y, end.x + _WIDTH / 2, end.y + end.height
+    # One that passes a row runs beside those from row to row, so that it is seen between the boxes that it passes.
+    inner = min(_WIDTH / 2 + 30 * (end.column - start.column - 1), _WIDTH - _PAD)
+    x0, y0, x1, y1 = start.x + inner, start.y, end.x + inner, end.y + end.height
     bend = max(24.0, (y0 - y1) / 2)
     curve = f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 - bend:.0f} {x1:.0f} {y1 + bend:.0f} {x1:.0f} {y1:.0f}"
     ElementTree.SubElement(svg, "path", {"d": curve, "marker-end": "url(#arrow)"})
