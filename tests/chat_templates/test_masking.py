@@ -112,6 +112,12 @@ def test_the_trainer_marks_with_the_familys_template_where_the_tokenizers_own_ha
     assert any("that of ChatML" in message for message in caplog.messages)
 
 
+def test_the_trainer_warns_at_its_start_of_a_turns_end_that_is_not_learned(tmp_path, caplog):
+    trained = trainer(tmp_path, tokenizer_with(STOPS_OUTSIDE), [{"messages": [ASKS, SAYS]}])
+    assert any("the token that ends the assistant's turn is not marked" in message for message in caplog.messages)
+    assert sum(trained.train_dataset[0]["is_target"]) > 0
+
+
 def test_the_trainer_refuses_dialogues_that_nothing_marks_and_takes_masks_of_ones_own(tmp_path):
     tokenizer = tokenizer_with("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     with pytest.raises(ModelError, match="no such marks"):

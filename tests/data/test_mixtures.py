@@ -4,6 +4,10 @@ from collections import Counter
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from tests.models import tiny_causal_lm
+from tests.trainers.build import QUIET
+from tests.trainers.rows import character_tokenizer
+from tuneline import SFTConfig, SFTTrainer
 from tuneline.data import DatasetConfig, DatasetMixtureConfig, ScriptArguments, get_dataset
 from tuneline.errors import ConfigError, DataError
 
@@ -156,3 +160,22 @@ def test_fields_and_defaults_are_those_of_trl():
         for f in fields(theirs):
             assert f.name in known, f"{ours.__name__} has no {f.name}"
             assert known[f.name] == f.default or MISSING in (known[f.name], f.default)
+
+
+def test_a_trainer_reads_a_stream_that_is_mixed_by_weight(tmp_path):
+    paths = {name: written(tmp_path, name, 40) for name in "ab"}
+    datasets = [{"path": paths["a"], "weight": 3}, {"path": paths["b"], "weight": 1}]
+    rows = get_dataset(DatasetMixtureConfig(datasets, interleave=True, streaming=True))["train"]
+    expected = [row["text"] for row, _ in zip(rows, range(8), strict=False)]
+    args = SFTConfig(output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, **QUIET)
+    trainer = SFTTrainer(tiny_causal_lm(), args, train_dataset=rows, processing_class=character_tokenizer())
+    tokenizer = character_tokenizer()
+    first, second, *_ = (batch for batch, _ in zip(trainer.get_train_dataloader(), range(2), strict=False))
+    read = [
+        tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")
+        for batch in (first, second)
+        for ids in batch.input_ids[0].split(batch.sequence_lengths.tolist())
+    ]
+    assert read == expected
+    trainer.train()
+    assert trainer.state.global_step == 2

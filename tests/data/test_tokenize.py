@@ -4,7 +4,13 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from tests.data.tiny_tokenizers import CHATML_WITH_MARKS, character_tokenizer, merging_tokenizer
-from tuneline.data.tokenize import TokenizationReport, tokenize_for_preference, tokenize_for_reward, tokenize_for_sft
+from tuneline.data.tokenize import (
+    TokenizationReport,
+    tokenize_completions,
+    tokenize_for_preference,
+    tokenize_for_reward,
+    tokenize_for_sft,
+)
 from tuneline.errors import ConfigError, DataError, ModelError
 
 USER = {"role": "user", "content": "hi"}
@@ -227,6 +233,23 @@ def test_pairs_are_cut_at_the_length_and_dropped_when_the_prompt_fills_it():
     tokenized = tokenize_for_preference(Dataset.from_list(rows), character_tokenizer(), max_length=5)
     assert tokenized.report == TokenizationReport(2, 1, 1, 1, 7, 11)
     assert [len(tokenized.dataset[0][name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] == [2, 3, 2]
+
+
+def test_single_completions_are_cut_at_the_length_and_dropped_when_the_prompt_fills_it():
+    rows = [
+        {"prompt": "ab", "completion": "cdef", "label": True},  # 2 + 5 tokens, of which 2 go
+        {"prompt": "abcde", "completion": "f", "label": False},  # no room
+    ]
+    tokenized = tokenize_completions(
+        Dataset.from_list(rows),
+        character_tokenizer(),
+        ["completion"],
+        max_length=5,
+        required_columns=["label"],
+    )
+    assert tokenized.report == TokenizationReport(2, 1, 1, 1, 5, 9)
+    (row,) = tokenized.dataset
+    assert (len(row["prompt_ids"]), len(row["completion_ids"]), row["label"]) == (2, 3, True)
 
 
 def test_keeping_the_end_of_pairs_cuts_the_prompt_alike_for_both():
