@@ -60,6 +60,7 @@ def align(
     retries: Annotated[int, Field(ge=0)] = 2,
     retry_delay: Annotated[float, Field(ge=0)] = 10.0,
     push: bool = False,
+    promote: bool = True,
     root: str = ".",
 ) -> None:
     """Brings every stage of the line up to date.
@@ -74,6 +75,7 @@ def align(
         retries: Tries after a failed one; errors that the user has to mend are not tried again.
         retry_delay: Seconds before the first retry; each further one waits twice as long.
         push: Send the results and the run cache to DVC's default remote at the end.
+        promote: Hold the evaluated policy against the champion, where the settings have a section `promotion`.
         root: The checkout.
 
     Raises:
@@ -94,7 +96,7 @@ def align(
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay, again=again)
         try:
             line.run([plan for plan in plan_stages(folder) if only is None or plan.name in only], parallel)
-            if only is None:
+            if only is None and promote:
                 line.promote()
         except BaseException as error:
             stop_all()  # a signal reaches the main thread only; other threads' children are stopped here

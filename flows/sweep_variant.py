@@ -60,7 +60,9 @@ def run_variant(root: Path, name: str, retries: int, retry_delay: float) -> int:
     before, code = last(), 0
     with display.shown_on(Console(width=400, force_terminal=False, color_system=None, highlight=False)):
         try:
-            align.with_options(flow_run_name=name)(root=str(root), retries=retries, retry_delay=retry_delay)
+            align.with_options(flow_run_name=name)(
+                root=str(root), retries=retries, retry_delay=retry_delay, promote=False
+            )
         except StageError as failure:
             code = 1 if getattr(failure, "retriable", True) else 2
             display.say(str(failure))

@@ -131,7 +131,13 @@ def try_to_promote(root: Path, ask: Ask | None = None) -> Decision | None:
     except TunelineError as error:
         display.say(f"No version was promoted: {error}", "yellow")
         logger.warning("no version was promoted: %s", error)
-        record = {"model": "", "version": "", "champion": None, "alias_moved": False, "regressed": False}
+        record: dict[str, Any] = {
+            "model": "",
+            "version": "",
+            "champion": None,
+            "alias_moved": False,
+            "regressed": False,
+        }
         record |= {"reasons": [str(error)], "metrics": [], "held_out_digest": "", "at": timestamp(), "key": ""}
         _put(root, record)
         return None
