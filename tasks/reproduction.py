@@ -154,7 +154,8 @@ def _sources(chain: list[StageRecord]) -> list[str]:
 
 def _write_settings(made: Path, target: Target, chain: list[StageRecord]) -> None:
     """params.yaml as it was for these stages, completed and written by the code of the commit."""
-    settings: dict[str, Any] = {"name": target.version.name.rpartition("-")[0] if target.version else "reproduction"}
+    name = target.version.name if target.version else "reproduction"
+    settings: dict[str, Any] = {"name": name.rpartition("-")[0] or name}  # of NAME-STAGE, or of the line's own model
     before = made / "params.yaml"
     if before.is_file():
         settings |= yaml.safe_load(before.read_text(encoding="utf-8")) or {}
