@@ -197,15 +197,16 @@ def _announce(root: Path, console: Console, variants: Sequence[Variant], units: 
 
 def _variant_table(variants: Sequence[VariantRecord]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for title in ("Variant", "State", "Stages run", "Time", "Experiment"):
-        table.add_column(title, justify="right" if title == "Time" else "left", overflow="fold")
+    for title in ("Variant", "State", "Ran", "Time", "Experiment"):
+        table.add_column(title, justify="right" if title in ("Ran", "Time") else "left", overflow="fold")
     for variant in variants:
-        ran = [stage for stage, state in variant.stages.items() if state in ("ran", "failed")]
+        num_ran = sum(state in ("ran", "failed") for state in variant.stages.values())
+        ran = f"{num_ran} of {len(variant.stages)}" if variant.stages else "-"
         style = {"done": "green", "failed": "bold red"}.get(variant.state, "dim")
         took = time_in_words(variant.seconds) if variant.seconds else "-"
         name = variant.experiment or Text(variant.name, style="dim")
         state = Text(variant.state, style=style)
-        table.add_row(in_words(variant.chosen), state, ", ".join(ran) or "-", took, name)
+        table.add_row(in_words(variant.chosen), state, ran, took, name)
         if variant.error:
             table.add_row("", Text(variant.error.strip().splitlines()[-1][:100], style="red"), "", "", "")
     return table

@@ -114,7 +114,10 @@ def default_metrics(known: Sequence[str], varied: Iterable[str]) -> list[str]:
     wanted += [f"evaluate/{policy}/{measure}" for policy in policies for measure in ("win_rate_reward", "reward", "kl")]
     wanted += [f"{stage}/eval/{measure}" for stage in (*policies, "reward") for measure in ("accuracy", "loss")]
     found = [metric for metric in wanted if metric in known]
-    return (found or [metric for metric in known if not metric.endswith("steps")])[:6]
+    if found:
+        return found[:6]
+    measured = [metric for metric in known if not metric.endswith("steps")]
+    return sorted(measured, key=lambda metric: metric.split("/")[0] not in sections)[:3]
 
 
 def lower_is_better(metric: str) -> bool:
