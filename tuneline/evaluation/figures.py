@@ -202,12 +202,14 @@ def trajectory(x: Sequence[float], y: Sequence[float], title: str, x_label: str,
 
 def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]], colour: str | None = None) -> None:
     """Writes each name beside its point, on the first side where no other name or point is in the way."""
-    to_pixels = axes.transData.transform
-    taken = [tuple(to_pixels(point)) for point in points.values()]
+    axes.autoscale_view()  # or the limits are still those of an empty plot
+    pixels_a_point = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    at = {name: axes.transData.transform(point) / pixels_a_point for name, point in points.items()}
+    taken = [(float(x), float(y)) for x, y in at.values()]
     for i, (name, point) in enumerate(points.items()):
-        place = to_pixels(point)
+        place = at[name]
         width, height = 6.5 * len(name), 12.0
-        sides = [(dx, dy) for dy in (7, -15, 20, -28) for dx in (8, -8 - width)]
+        sides = [(dx, dy) for dx in (8, -8 - width) for dy in (7, -15, 20, -28)]
         free = (
             (dx, dy)
             for dx, dy in sides
