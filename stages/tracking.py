@@ -280,8 +280,16 @@ def connect() -> Any:
     for name in ("mlflow", "alembic"):  # the tables of a fresh file are announced one by one
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_checkout(Path.cwd()) / 'mlflow.db'}")
     return mlflow.MlflowClient()
+
+
+def _checkout(folder: Path) -> Path:
+    """The checkout itself, also for `dvc exp run --temp` and DVC's queue: their copies, below .dvc/tmp, are removed."""
+    for parent in folder.parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            return parent.parents[2]
+    return folder
 
 
 def experiment_id(client: Any, name: str) -> str:
