@@ -1,4 +1,4 @@
-"""`dvc exp run --set-param`, also in a copy and from the queue, without Prefect: on the toy line, and where MLflow is."""
+"""`dvc exp run --set-param`, also in a copy and from the queue, without Prefect: the toy line, and where MLflow is."""
 
 import subprocess
 from pathlib import Path
