@@ -9,7 +9,7 @@ from datasets import Dataset
 from tests.vision.build import build
 from tests.vision.models import ARCHITECTURES, IMAGE_TOKEN, drawn_image, tiny_processor, tiny_vlm
 from tests.vision.rows import asked, images_of, questions
-from tuneline.data.images import image_inputs
+from tuneline.data.images import image_inputs, open_image
 from tuneline.errors import DataError, RolloutError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.layouts import prepare_for_trees
@@ -150,3 +150,17 @@ def test_equal_rows_share_their_images():
     engine = TransformersEngine(tiny_vlm("qwen"))
     drawn = draw(engine, processor, [row, dict(row)], [1, 2], Sampling(max_new_tokens=2))
     assert drawn.rollouts[0].images is drawn.rollouts[1].images
+
+
+@pytest.mark.parametrize("log_multimodal", [True, False])
+def test_the_log_of_completions_holds_the_images(tmp_path, log_multimodal):
+    options = {"log_completions": True, "log_multimodal": log_multimodal}
+    trainer = build("grpo", tmp_path, options=options)
+    trainer.train()
+    rows = Dataset.from_parquet(str(tmp_path / "completions" / "*.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert all("<image>" in prompt for prompt in rows["prompt"] if "what is 2" not in prompt)
+    assert ("images" in rows.column_names) is log_multimodal
+    if log_multimodal:
+        for row in rows:
+            assert len(row["images"]) == row["prompt"].count("<image>")
+            assert all(open_image(image).size[1] == 24 for image in row["images"])

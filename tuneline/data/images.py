@@ -61,6 +61,12 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
     return [part["image"] for part in _parts(messages)]
 
 
+def drawn_from(row: Mapping[str, Any]) -> list[Any]:
+    """The images of a prompt whose messages have them in their places; of a prompt of text those of the columns."""
+    prompt = row["prompt"]
+    return [part["image"] for part in _parts(prompt)] if is_messages(prompt) else column_images(row)
+
+
 def with_places_alone(messages: Messages) -> Messages:
     """Messages without the images that stand within them, of which the places are left."""
     return [
@@ -77,7 +83,7 @@ def with_image_column(dataset: Any, first: Mapping[str, Any]) -> Any:
         return dataset
 
     def gather(row: dict[str, Any]) -> dict[str, Any]:
-        return {"images": [_storable(image) for image in row_images(row)]}
+        return {"images": [storable_image(image) for image in row_images(row)]}
 
     if isinstance(dataset, IterableDataset):
         return dataset.map(gather)
@@ -163,7 +169,8 @@ def _place(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "image"} if part["type"] == "image" else dict(part)
 
 
-def _storable(image: Any) -> dict[str, Any]:
+def storable_image(image: Any) -> dict[str, Any]:
+    """An image as Arrow's `{"bytes": ..., "path": ...}`, without loss."""
     if isinstance(image, str):
         return {"bytes": None, "path": image}
     if isinstance(image, Mapping):

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, TrainerCallback
 
 from tuneline.advantages import combine_rewards
+from tuneline.data.images import drawn_from, has_images, storable_image
 from tuneline.errors import ConfigError
 from tuneline.rewards.calling import Scores
 from tuneline.trainers.answers import Answers, evaluation_prompts
@@ -21,11 +22,13 @@ from tuneline.trainers.base import BaseTrainer
 from tuneline.trainers.drawing import Drawn
 
 RolloutTable = dict[str, list]
+_IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as `datasets` stores them
 
 
 def rollout_table(trainer: Any, drawn: Drawn, scores: Scores, rewards: Tensor, advantages: Tensor) -> RolloutTable:
     """All processes' rollouts, a list a column: `prompt`, `completion` (text), a column a reward function, `reward`,
-    `advantage`, `num_tokens`, `is_finished`, and what reward functions logged. Every process must call it."""
+    `advantage`, `num_tokens`, `is_finished`, what reward functions logged, and with `log_multimodal` the prompts'
+    `images`, each as bytes or path. Every process must call it."""
     own: RolloutTable = {
         "prompt": [_text(row["prompt"]) for row in drawn.rows],
         "completion": [_written(completion) for completion in drawn.completions],
@@ -33,6 +36,8 @@ def rollout_table(trainer: Any, drawn: Drawn, scores: Scores, rewards: Tensor, a
         "is_finished": [rollout.is_finished for rollout in drawn.rollouts],
         **scores.extras,
     }
+    if trainer.args.log_multimodal and any(has_images(row) for row in drawn.rows):
+        own["images"] = [[storable_image(image) for image in drawn_from(row)] for row in drawn.rows]
     if trainer.accelerator.num_processes > 1:
         parts = gather_object([own])
         names = dict.fromkeys(name for part in parts for name in part)
@@ -69,7 +74,10 @@ class CompletionsLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         if step != self._step:
             self._step, self._tables = step, []
-        self._tables.append(pa.table({"step": [step] * len(table["prompt"]), **table}))
+        columns: dict[str, Any] = {"step": [step] * len(table["prompt"]), **table}
+        if "images" in table:
+            columns["images"] = pa.array(table["images"], type=_IMAGES)
+        self._tables.append(pa.table(columns))
         rows = pa.concat_tables(self._tables, promote_options="permissive")
         pq.write_table(rows, self.folder / f"{self.name}_{step:05d}.parquet")
         which = list(range(len(table["prompt"])))

@@ -120,7 +120,9 @@ class OnlineConfig(BaseConfig):
         default=None, metadata={"help": "No effect: the engine has batches of its own."}
     )
     use_transformers_paged: bool = field(default=False, metadata={"help": "No effect: the engine has its own cache."})
-    log_multimodal: bool = field(default=True, metadata={"help": "No effect: what is logged of a completion is text."})
+    log_multimodal: bool = field(
+        default=True, metadata={"help": "Write the images of prompts too, where completions are written."}
+    )
 
     # What TRL has not
     eos_token: str | None = field(default=None, metadata={"help": "End token, by name. None: the tokenizer's."})

@@ -16,7 +16,6 @@ WITHOUT_EFFECT = {
     "cache_implementation": "the engine that draws has a cache of its own",
     "ds3_gather_for_generation": "under DeepSpeed vLLM draws, from weights that are handed to it",
     "log_completions_hub_repo": "nothing is sent anywhere; the completions are in output_dir/completions",
-    "log_multimodal": "what is logged of prompts and completions is text",
     "packing": "rows of prompt trees have no padding that packing could save",
     "eval_packing": "rows of prompt trees have no padding that packing could save",
     "packing_strategy": "rows of prompt trees have no padding that packing could save",
