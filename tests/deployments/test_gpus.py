@@ -9,7 +9,7 @@ from tests.deployments.conftest import Line, wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 ON_TWO_GPUS = ["dpo.launch.timeout_hours=2", "dpo.launch.gpus=2"]

@@ -15,7 +15,7 @@ from tests.stages.conftest import TINY, new_checkout
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 
@@ -66,7 +66,7 @@ def scheduled_run(line: Line, known: set[Any]) -> Any:
         ]
         return bool(found)
 
-    wait_until(ended, 420, lambda: f"{[run.state_name for run in line.runs()]}\n{line.log}")
+    wait_until(ended, 900, lambda: f"{[run.state_name for run in line.runs()]}\n{line.log}")
     assert found[0].state_name == "Completed", line.log
     assert found[0].auto_scheduled
     return found[0]

@@ -17,7 +17,7 @@ from stages.launch import gpus_of_machine, num_gpus
 from stages.loading import load_config
 from stages.schema import Launch, PipelineConfig
 from tests.deployments.conftest import CLIENT, DEPLOY, POOL, ROOT, SERVER, WORKER
-from tests.test_configs import OVERRIDES
+from tests.test_configs import OVERRIDES, ROWS
 from tuneline.errors import ConfigError
 
 # What Prefect's imports leave behind.
@@ -54,10 +54,11 @@ def test_the_flow_s_parameters_carry_the_pipeline_s_schema():
     assert schema["required"] == []
 
 
-def test_settings_of_a_run_are_checked_as_those_of_a_file_are(tmp_path: Path):
+def test_settings_of_a_run_are_checked_as_those_of_a_file_are():
     from flows.align import _chosen_settings
 
-    given = {"name": "toy", "model": {"name_or_path": "nobody/toy"}, "prepare": {"preferences": {"path": "toy.jsonl"}}}
+    prepare = {"preferences": {"path": str(ROWS)}}
+    given = {"name": "toy", "model": {"name_or_path": "nobody/toy"}, "prepare": prepare}
     settings = PipelineConfig.model_validate(given)
     chosen = _chosen_settings(None, settings, ["dpo.training.beta=0.2"], ROOT)
     assert chosen is not None
