@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertModel, GPTJConfig, GPTJForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -64,12 +64,12 @@ def test_models_that_cannot_be_read_are_an_error_with_the_reason():
         vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     gptj = GPTJConfig(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, bos_token_id=1, eos_token_id=1)
-    tuned = get_peft_model(tiny_causal_lm(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    tuned = get_peft_model(tiny_causal_lm(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     cases = [
         (T5ForConditionalGeneration(T5Config(**sizes)), "encoder-decoder"),
         (BertModel(bert), "no language-model head"),
         (GPTJForCausalLM(gptj), "AttentionInterface"),
-        (tuned, "PROMPT_TUNING"),
+        (tuned, "PREFIX_TUNING"),
         (nn.Linear(2, 2), "no model of transformers"),
     ]
     for model, reason in cases:

@@ -22,10 +22,13 @@ from transformers.utils import is_liger_kernel_available
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.build import build, weights
 from tests.trainers.online import build_online
+from tests.trainers.taught import build_taught
 from tuneline.errors import ConfigError, ModelError
 from tuneline.logprobs import sum_by_sequence, token_logprobs
 from tuneline.models.adapters import adapters_off, check_adapter_acts
 from tuneline.models.layouts import prepare_for_trees
+from tuneline.rollout.protocol import Request, Sampling
+from tuneline.rollout.transformers_engine import TransformersEngine
 from tuneline.trees import pad_out
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "up_proj"], "task_type": "CAUSAL_LM"}
@@ -145,6 +148,40 @@ def test_a_precomputed_reference_of_a_new_adapter_is_the_model_without_it(kind, 
     assert_close(trainer.ref_logps(batch), expected, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["prompt", "p-tuning"])
+def test_completions_are_drawn_after_virtual_tokens(kind):
+    """The sampler's probabilities are those of PEFT's model, for prompts of any length, one token too."""
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_causal_lm(), KINDS[kind]).eval()
+    prompts = [[5, 6, 7, 8], [9], [5, 6]]
+    requests = [Request(ids, [3 * i, 3 * i + 1]) for i, ids in enumerate(prompts)]
+    drawn = TransformersEngine(model).generate(requests, Sampling(max_new_tokens=6))
+    for prompt, group in zip(prompts, drawn, strict=True):
+        for one in group:
+            ids = torch.tensor([[*prompt, *one.ids]])
+            with torch.no_grad():
+                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -len(one.ids) - 1 : -1]
+            expected = logits.log_softmax(-1).gather(1, torch.tensor(one.ids)[:, None])[:, 0]
+            assert_close(torch.tensor(one.logprobs), expected, atol=1e-4, rtol=1e-4)
+    with adapters_off(model):
+        without = TransformersEngine(model).generate(requests, Sampling(max_new_tokens=6))
+    assert [one.ids for group in without for one in group] != [one.ids for group in drawn for one in group]
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_learned_prompt_is_rewarded_against_the_model_without_it(method, tmp_path):
+    torch.manual_seed(0)
+    trainer = build_online(
+        method, tmp_path, peft_config=KINDS["prompt"], beta=0.05, max_steps=2, learning_rate=1e-2, num_iterations=2
+    )
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all("prompt_encoder" in name for name in moved)
+    assert trainer.state.log_history[0]["kl"] != 0  # a drawn prompt is not the base
+
+
 # What has no effect
 
 
@@ -204,13 +241,20 @@ def test_the_check_leaves_random_numbers_modes_and_gradients_alone():
     ("method", "config", "message"),
     [
         ("reward", PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"), "a score is read at"),
-        ("grpo", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), "no engine that draws"),
     ],
 )
 def test_where_virtual_tokens_have_no_place_is_told(method, config, message, tmp_path):
     make = build_online if method == "grpo" else build
     with pytest.raises(ConfigError, match=message):
         make(method, tmp_path, peft_config=config)
+
+
+def test_methods_that_do_not_serve_virtual_tokens_say_so(tmp_path):
+    config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match="GKD asks about tokens"):
+        build_taught("GKD", tmp_path, peft_config=config)
+    with pytest.raises(ModelError, match="PREFIX_TUNING"):
+        build_online("grpo", tmp_path, peft_config=KINDS["prefix"])
 
 
 def test_prefixes_and_checkpointing_contradict_each_other(tmp_path):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from peft import PeftModel
-from torch import nn
+from peft import PeftModel, PeftType
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tuneline.errors import ModelError
-from tuneline.models.layouts import base_model
+from tuneline.models.layouts import base_model, num_virtual_tokens, policy_of
 
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -38,8 +38,19 @@ def why_not_readable(model: nn.Module) -> str | None:
 
 def _why_not_wrapper(model: Any) -> str | None:
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        return f"its adapter is a {model.active_peft_config.peft_type.value}, which puts a prompt of its own in front"
+        kind = model.active_peft_config.peft_type
+        if kind not in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
+            return f"its adapter is a {kind.value}, whose virtual tokens are no embeddings"
+        if base_model(model).config is not base_model(model).config.get_text_config():
+            return f"its adapter is a {kind.value}, and it reads more than text"
     return None
+
+
+def virtual_prefix(model: Any) -> Tensor | None:
+    """(1, tokens, hidden): the embeddings that an adapter at work puts before every sequence (prompt tuning)."""
+    if num_virtual_tokens(model) == 0:
+        return None
+    return policy_of(model).get_prompt(batch_size=1)
 
 
 def _why_not(model: Any) -> str | None:

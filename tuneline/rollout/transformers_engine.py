@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tuneline.errors import ConfigError, DataError
+from tuneline.models.layouts import num_virtual_tokens
 from tuneline.products import use_fast_products
 from tuneline.rollout.cache import ROW_ATTENTION, RowCache
 from tuneline.rollout.drawing import BLOCK, check_sampling, draw, num_blocks, penalize_repetition
@@ -31,7 +32,7 @@ from tuneline.rollout.images import (
     without_image_tokens,
 )
 from tuneline.rollout.protocol import Completion, Request, Sampling
-from tuneline.rollout.readable import readable_model
+from tuneline.rollout.readable import readable_model, virtual_prefix
 
 # Rows side by side where no batch_size is given. A CPU's matrix products gain little beyond; a GPU's do.
 _BATCH_SIZE = {"cpu": 64}
@@ -71,7 +72,7 @@ class TransformersEngine:
                 raise ConfigError(f"{name}={value} must be at least 1.")
         self.batch_size, self.max_cached_tokens, self.prefill_tokens = batch_size, max_cached_tokens, prefill_tokens
         self.on_progress = on_progress
-        self.model = readable_model(model)
+        self.sync_weights(model)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """For each request a completion a seed, in order.
@@ -83,7 +84,7 @@ class TransformersEngine:
             RolloutError: logits that are not finite.
         """
         check_sampling(sampling)
-        prompts = _prompts(requests, sampling, self.model)
+        prompts = _prompts(requests, sampling, self.model, num_virtual_tokens(self.policy))
         completions: list[list[Completion | None]] = [[None] * len(request.seeds) for request in requests]
         total = sum(len(prompt.waiting) for prompt in prompts)
         num_done = 0
@@ -100,7 +101,7 @@ class TransformersEngine:
 
     def sync_weights(self, model: nn.Module) -> None:
         """Generate with this model from now on: its parameters are read where they are."""
-        self.model = readable_model(model)
+        self.policy, self.model = model, readable_model(model)
 
     def close(self) -> None:
         """Nothing outlives a call of `generate`."""
@@ -147,11 +148,12 @@ class _Prompt:
     waiting: deque[tuple[int, int, int, int]] = field(default_factory=deque)
     states: list[tuple[Tensor, Tensor]] | None = None  # a layer: keys and values (kv heads, tokens, head size)
     shift: int = 0  # see `read_with_images`
+    num_virtual: int = 0  # tokens that an adapter puts before it
 
     @property
     def num_cached(self) -> int:
         """All but the last token, which each completion reads in its first step."""
-        return len(self.ids) - 1
+        return self.num_virtual + len(self.ids) - 1
 
 
 class _Writing:
@@ -162,7 +164,8 @@ class _Writing:
         self.device = engine.model.device
         self.stops = frozenset(sampling.stop_token_ids)
         self.queue = deque(sorted(prompts, key=lambda prompt: len(prompt.ids), reverse=True))
-        capacity = max(len(prompt.ids) + limit for prompt in prompts for *_, limit in prompt.waiting)
+        self.prefix = virtual_prefix(engine.policy)
+        capacity = max(prompt.num_cached + 1 + limit for prompt in prompts for *_, limit in prompt.waiting)
         self.num_rows = engine.num_rows(sum(len(prompt.waiting) for prompt in prompts), capacity)
         text_config = engine.model.config.get_text_config()
         self.cache = RowCache(text_config.num_hidden_layers, self.num_rows, capacity)
@@ -212,9 +215,12 @@ class _Writing:
         # Padded with a token of the prompt: some models warn of padding tokens without a mask.
         rows = [p.ids[:-1] + p.ids[-1:] * (width - p.num_cached) for p in prompts]
         cache = DynamicCache()
-        self.model(
-            input_ids=torch.tensor(rows, device=self.device), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        ids = torch.tensor(rows, dtype=torch.long, device=self.device)
+        inputs: dict[str, Tensor] = {"input_ids": ids}
+        if self.prefix is not None:
+            own = self.model.get_input_embeddings()(ids)
+            inputs = {"inputs_embeds": torch.cat([self.prefix.to(own).expand(len(rows), -1, -1), own], 1)}
+        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         for i, prompt in enumerate(prompts):
             n = prompt.num_cached
             # A copy where others are in the batch, which would otherwise live as long as this one.
@@ -323,7 +329,9 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _prompts(requests: Sequence[Request], sampling: Sampling, model: PreTrainedModel) -> list[_Prompt]:
+def _prompts(
+    requests: Sequence[Request], sampling: Sampling, model: PreTrainedModel, num_virtual: int
+) -> list[_Prompt]:
     """Each prompt once, with all completions that requests want of it; checked."""
     vocab = model.get_input_embeddings().weight.shape[0]
     max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -343,13 +351,14 @@ def _prompts(requests: Sequence[Request], sampling: Sampling, model: PreTrainedM
             )
         if limit < 1:
             raise ConfigError(f"request {number}: max_new_tokens={limit} must be at least 1.")
-        if max_length is not None and len(ids) + limit > max_length:
+        length = num_virtual + len(ids)
+        if max_length is not None and length + limit > max_length:
             raise DataError(
-                f"request {number}: a prompt of {len(ids)} tokens and {limit} new ones are {len(ids) + limit}, and the "
+                f"request {number}: a prompt of {length} tokens and {limit} new ones are {length + limit}, and the "
                 f"model's max_position_embeddings is {max_length}; lower max_new_tokens or leave the prompt out."
             )
         key = (ids, id(request.images) if request.images else 0)
-        prompt = prompts.setdefault(key, _Prompt(ids, request.images or {}))
+        prompt = prompts.setdefault(key, _Prompt(ids, request.images or {}, num_virtual=num_virtual))
         prompt.waiting.extend((number, copy, seed, limit) for copy, seed in enumerate(request.seeds))
     return [prompt for prompt in prompts.values() if prompt.waiting]
 

@@ -46,6 +46,7 @@ class GRPOTrainer(OnlineTrainer):
     args: GRPOConfig
     config_class = GRPOConfig
     method = "GRPO"
+    takes_learned_prompts = True
     takes_images = True
 
     def __init__(

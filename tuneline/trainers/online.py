@@ -30,7 +30,14 @@ from tuneline.models.loading import add_adapter, disable_dropout, given_model
 from tuneline.rewards.calling import Scores
 from tuneline.rollout.protocol import RolloutEngine, rollout_seed
 from tuneline.rollout.stopping import stop_token_ids
-from tuneline.trainers.base import BaseTrainer, Rows, default_args, ready_tokenizer, reject_prompt_learning
+from tuneline.trainers.base import (
+    BaseTrainer,
+    Rows,
+    check_prompt_learning,
+    default_args,
+    ready_tokenizer,
+    reject_prompt_learning,
+)
 from tuneline.trainers.collecting import Collector
 from tuneline.trainers.completions_log import CompletionsLog, RolloutTable, rollout_table
 from tuneline.trainers.drawing import Drawn, RolloutFunction
@@ -69,6 +76,7 @@ class OnlineTrainer(BaseTrainer):
     method = "Online"
     learns_from_rewards: ClassVar[bool] = True
     takes_images: ClassVar[bool] = False
+    takes_learned_prompts: ClassVar[bool] = False  # adapters that put virtual tokens before every sequence
     scores_as_drawn: ClassVar[bool] = True  # by the sampler's temperature and support; else by the plain policy
 
     def __init__(
@@ -96,7 +104,10 @@ class OnlineTrainer(BaseTrainer):
         )
         continues_adapter = isinstance(model, PeftModel) and peft_config is None
         policy: Any = add_adapter(model, peft_config)
-        reject_prompt_learning(policy, "no engine that draws knows of them")
+        if self.takes_learned_prompts:
+            check_prompt_learning(policy, args)
+        else:
+            reject_prompt_learning(policy, f"{self.method} asks about tokens in rows of trees alone")
         if args.disable_dropout:
             disable_dropout(policy)
         train_dataset = self.ready_rows("train_dataset", train_dataset, tokenizer)

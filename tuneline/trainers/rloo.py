@@ -27,6 +27,7 @@ class RLOOTrainer(OnlineTrainer):
     args: RLOOConfig
     config_class = RLOOConfig
     method = "RLOO"
+    takes_learned_prompts = True
     takes_images = True
 
     @property
