@@ -17,7 +17,9 @@ from tasks.sweep_settings import in_words
 from tuneline.errors import ConfigError
 
 LEVEL = 0.95
-METHOD = "95 % t-interval over seeds; differences paired by seed where both settings have the same seeds, else Welch's"
+METHOD = (
+    "95 % t-interval over seeds; differences paired over the seeds that both settings have, Welch's if there are none"
+)
 _LOWER_IS_BETTER = ("loss", "kl", "kl_exact", "perplexity", "seconds", "calibration_error", "share_cut_off", "entropy")
 _POLICIES = ("grpo", "ppo", "dpo", "sft")
 
@@ -132,7 +134,7 @@ def _compare(metric: str, variants: Sequence[VariantRecord], lower: bool) -> Met
             label = in_words(variant.setting)
             _, values = groups.setdefault(label, (variant.setting, {}))
             values[in_words(variant.seeds) if variant.seeds else "one run"] = variant.metrics[metric]
-    ranked = sorted(groups, key=lambda label: statistics.fmean(groups[label][1].values()), reverse=not lower)
+    ranked = sorted(groups, key=lambda label: statistics.mean(groups[label][1].values()), reverse=not lower)
     results = []
     for label in ranked:
         setting, values = groups[label]
@@ -147,7 +149,7 @@ def _compare(metric: str, variants: Sequence[VariantRecord], lower: bool) -> Met
 
 def t_interval(values: Sequence[float]) -> Interval:
     """Student's interval of the mean of independent values."""
-    mean = statistics.fmean(values)
+    mean = statistics.mean(values)
     if len(values) < 2:
         return Interval(mean, None, None)
     half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
@@ -155,11 +157,11 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def difference_of(values: Mapping[str, float], best: Mapping[str, float]) -> Interval:
-    """How far a setting is from the best: by pairs of the same seed, or of means with Welch's degrees of freedom."""
-    if values.keys() == best.keys():
-        return t_interval([values[seed] - best[seed] for seed in values])
+    """How far a setting is from the best: over the seeds that both have, or by Welch's test where there are none."""
+    if common := [seed for seed in values if seed in best]:
+        return t_interval([values[seed] - best[seed] for seed in common])
     sides = [list(values.values()), list(best.values())]
-    mean = statistics.fmean(sides[0]) - statistics.fmean(sides[1])
+    mean = statistics.mean(sides[0]) - statistics.mean(sides[1])
     if min(len(side) for side in sides) < 2:
         return Interval(mean, None, None)
     parts = [statistics.variance(side) / len(side) for side in sides]

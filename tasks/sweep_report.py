@@ -62,7 +62,8 @@ def draw(metric: MetricComparison) -> Markup:
     values = [value for setting in metric.settings for value in setting.values.values()]
     ends = [end for s in metric.settings for end in (s.interval.low, s.interval.high) if end is not None]
     low, high = min(values + ends), max(values + ends)
-    room = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+    is_wide = high - low > 1e-6 * max(abs(low), abs(high))
+    room = (high - low) * 0.05 if is_wide else abs(high) * 0.1 or 1.0
     low, high = low - room, high + room
     height = _TOP + _ROW * len(metric.settings) + _BOTTOM
 

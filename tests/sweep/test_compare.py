@@ -35,6 +35,8 @@ def test_what_seeds_have_in_common_does_not_widen_a_difference():
     paired = difference_of({seed: value - 0.05 for seed, value in best.items()}, best)
     assert paired.mean == pytest.approx(-0.05)
     assert paired.high < -0.049
+    some = difference_of({"seed=1": 0.4, "seed=2": 0.8, "seed=7": 5.0}, best)
+    assert some.mean == pytest.approx(-0.1)
     unpaired = difference_of({"seed=3": 0.05, "seed=4": 0.45, "seed=5": 0.85}, best)
     assert unpaired.low < 0 < unpaired.high
 
