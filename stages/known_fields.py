@@ -118,7 +118,7 @@ def _asked(settings: dict[str, Any], already: Iterable[str]) -> dict[str, Any]:
                 asked["rewards"][f"{stage}.rewards.{number}"] = {"name": reward["name"], "options": options}
     if isinstance(settings.get("grpo"), dict):
         asked["method"] = settings["grpo"].get("method", "grpo")
-    for stage in ("ppo", "evaluate"):
+    for stage in ("ppo", "evaluate", "collect"):
         section = settings.get(stage)
         if isinstance(section, dict) and isinstance(section.get("verifier"), str):
             asked["rewards"][f"{stage}.verifier"] = {"name": section["verifier"], "options": {}}
