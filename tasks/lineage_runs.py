@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +72,8 @@ class Tracking:
         if self._client is None:
             from stages.tracking import connect
 
-            connect()  # for its settings; the store is that of the checkout, wherever this process works
-            import mlflow
-
-            uri = tracking_uri(self.root)
-            self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            with _variable("MLFLOW_TRACKING_URI", tracking_uri(self.root)):  # wherever this process works
+                self._client = connect()
         return self._client
 
     def run_of(self, record: StageRecord) -> TrackedRun | None:
@@ -160,6 +160,19 @@ class Tracking:
         aliases = tuple(self.client().get_model_version(found.name, found.version).aliases)
         path, md5 = found.tags.get("dvc.path", ""), found.tags["dvc.md5"]
         return ModelVersion(found.name, str(found.version), path, md5, found.run_id or "", aliases, dict(found.tags))
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _tracked(run: Any) -> TrackedRun:
