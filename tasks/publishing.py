@@ -40,9 +40,12 @@ def _tell_prefect(root: Path, run: RunSummary) -> None:
     """The summary as a Markdown artifact of the flow run, and a link where MLflow serves the report."""
     try:
         from prefect.artifacts import create_link_artifact, create_markdown_artifact
+        from prefect.context import FlowRunContext
 
         from tasks.report_markdown import write_markdown
 
+        if FlowRunContext.get() is None:
+            return
         key = f"report-{re.sub(r'[^a-z0-9]+', '-', run.name.lower()).strip('-')}"
         link = _mlflow_link(run)
         told = f"The whole report: {f'[report.html]({link})' if link else f'`{REPORT}` in the checkout'}\n\n"

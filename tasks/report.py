@@ -76,7 +76,7 @@ def _render(root: Path, run: RunSummary, limits: Limits) -> str:
         "headlines": {stage.name: limits.text(headline(stage)) for stage in run.stages},
         "earlier": earlier,  # what there is of these stages, an earlier run has left
         "tiles": _tiles(run, {} if "evaluate" in earlier else evaluation),
-        "promotion": read_promotion(root, limits),
+        "promotion": read_promotion(root, run, limits),
         "gates": read_gates(root, run, limits),
         "collection": read_collection(root, run.config, limits),
         "data": data,

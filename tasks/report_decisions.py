@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class Promotion:
     at: str
     by: str
     """Who approved or refused; empty where nobody was asked."""
+    is_earlier: bool
+    """Whether it was decided before the run began, which has not asked again."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def read_gates(root: Path, run: RunSummary, limits: Limits) -> list[PassedGate]:
     return found
 
 
-def read_promotion(root: Path, limits: Limits) -> Promotion | None:
+def read_promotion(root: Path, run: RunSummary, limits: Limits) -> Promotion | None:
     """The last decision in this checkout; None where there was none."""
     record = read_json(root / PROMOTION_FILE)
     if not isinstance(record, dict):
@@ -102,12 +105,20 @@ def read_promotion(root: Path, limits: Limits) -> Promotion | None:
         held_out_digest=_text(record.get("held_out_digest")),
         at=_text(record.get("at")),
         by=_text(record.get("by")),
+        is_earlier=_is_before(record.get("at"), run.started),
     )
 
 
 def _comparison(metric: dict[str, Any], limits: Limits) -> Comparison:
     values = {name: _number(metric.get(name)) for name in ("champion", "challenger", "difference", "low", "high")}
     return Comparison(name=limits.text(metric.get("name")), verdict=limits.text(metric.get("verdict") or ""), **values)
+
+
+def _is_before(at: Any, moment: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(str(at)) < moment
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return False
 
 
 def _text(value: Any) -> str:

@@ -89,7 +89,7 @@ def write_markdown(root: Path, run: RunSummary, against: Revision | None = None)
         if against.missing:
             names = ", ".join(map(_code, against.missing))
             parts.append(f"Not in DVC's cache or a remote, so not compared: {names}.")
-    parts += [_promotion(root), _all_metrics(own, against)]
+    parts += [_promotion(root, run), _all_metrics(own, against)]
     text = "\n\n".join(part for part in parts if part) + "\n"
     return text.encode("utf-8", "replace").decode()
 
@@ -218,8 +218,8 @@ def _setting(settings: dict[str, Any], name: str) -> str:
     return _code(json.dumps(settings[name], default=str)) if name in settings else "–"
 
 
-def _promotion(root: Path) -> str:
-    promotion = read_promotion(root, Limits(num_characters=300))
+def _promotion(root: Path, run: RunSummary) -> str:
+    promotion = read_promotion(root, run, Limits(num_characters=300))
     if promotion is None:
         return ""
     verdict = "promoted to champion" if promotion.alias_moved else "stays a challenger"

@@ -57,6 +57,14 @@ def test_a_stage_holds_the_gpus_that_it_takes_as_far_as_there_are_any(tmp_path, 
     assert held_gpus(Launch(num_processes=4), tmp_path) == 0
 
 
+@pytest.mark.slow
+def test_a_stage_that_ran_has_noted_what_it_took(checkout_after_prepare):
+    (cost,) = read_costs(checkout_after_prepare.root / ".work" / "prepare")
+    assert (cost.exit_code, cost.num_gpus) == (0, 0)
+    assert cost.identity == checkout_after_prepare.work("prepare").name
+    assert cost.processor_seconds > 0.5
+
+
 def test_prices_are_of_hours_and_of_gpu_hours():
     assert price(CostsSection(), 3600, 3600) is None
     assert price(CostsSection(per_hour=1.5), 1800, 0) == 0.75

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -53,6 +54,8 @@ def test_a_promotion_is_a_table(tmp_path, run):
     markdown = write_markdown(tmp_path, run)
     assert "Version 4 promoted to champion (champion: version 2)" in markdown
     assert "<script>" not in markdown
+    assert "earlier run" not in text
+    assert "Decided in an earlier run" in read(tmp_path, replace(run, started=run.started + timedelta(days=1)))
     refused = {**decision, "alias_moved": False, "champion": None}
     (tmp_path / "reports" / "promotion.json").write_text(json.dumps(refused))
     assert "Not promoted: line, version 4 (dpo) stays a challenger" in read(tmp_path, run)
