@@ -27,7 +27,7 @@ def fill_mlflow(number: int, experiment: str, stages: list[str]) -> None:
     client = connect()
     place, now = experiment_id(client, experiment), int(time.time() * 1000)
     params = [Param(f"section.name{index}", str(index)) for index in range(80)]
-    models: set[str] = set()
+    models = {known.name for known in client.search_registered_models()}
     for run in range(number):
         tags = {"tuneline.kind": "pipeline", "git.commit": "0" * 40}
         parent = client.create_run(place, run_name=f"past {run}", tags=tags).info.run_id

@@ -32,7 +32,7 @@ def line(prefect_home: Path, tmp_path: Path) -> Iterator[Checkout]:
     path.mkdir()
     shutil.copy(Path(__file__).parent / "sweep_stage.py", path)
     text = DVC_YAML + "".join(STAGE_YAML.replace("NAME", name).replace("INPUTS", i) for name, i in INPUTS.items())
-    (path / "dvc.yaml").write_text(text.replace("toy_stage", "sweep_stage"))
+    (path / "dvc.yaml").write_text(text.replace("toy_stage", "sweep_stage").replace(": {cache: false}", ""))
     (path / "toy.yaml").write_text(CONFIG)
     (path / "toy.jsonl").touch()
     (path / ".gitignore").write_text("/.work\n/.prefect\n/mlflow.db*\n/mlruns\n/data\n/models\n/reports\n")
