@@ -8,6 +8,9 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import StateType
 
 from stages.supervise import end_tree
 from tasks.registry import CHAMPION, Registry
@@ -15,6 +18,7 @@ from tests.ports import free_port
 from tests.promotion.conftest import ToyLine
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+PAUSED = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
 ASKING = ("--set", "promotion.require_approval=true")
 
 
@@ -71,12 +75,16 @@ def client_of(prefect):
         yield client
 
 
-def start_run(toys, prefect, *arguments):
-    env = {**toys.env, **prefect}
+@contextmanager
+def started_run(toys, prefect, *arguments):
+    """`tuneline run`, which is ended if it has not ended by itself."""
     command = [sys.executable, "-m", "flows", "run", "toy.yaml", *ASKING, *arguments]
-    return subprocess.Popen(
-        command, cwd=toys.path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, cwd=toys.path, env={**toys.env, **prefect}, **options) as process:
+        try:
+            yield process
+        finally:
+            end_tree(process.pid, 5)
 
 
 def answer(prefect, process, **said):
@@ -86,7 +94,7 @@ def answer(prefect, process, **said):
         while True:
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < limit, "no run waits"
-            runs = [run for run in client.read_flow_runs() if run.state and run.state.is_paused()]
+            runs = client.read_flow_runs(flow_run_filter=PAUSED, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=20)
             if runs:
                 break
             time.sleep(0.5)
@@ -96,9 +104,9 @@ def answer(prefect, process, **said):
 @pytest.mark.slow
 @pytest.mark.parametrize("agrees", [True, False])
 def test_the_alias_moves_once_a_person_agrees_and_not_before(toys: ToyLine, prefect, agrees):
-    process = start_run(toys, prefect, "--set", "dpo.launch.timeout_hours=0.8")
-    answer(prefect, process, approve=agrees, name="ann", reason="read twenty answers")
-    shown, _ = process.communicate(timeout=120)
+    with started_run(toys, prefect, "--set", "dpo.launch.timeout_hours=0.8") as process:
+        answer(prefect, process, approve=agrees, name="ann", reason="read twenty answers")
+        shown, _ = process.communicate(timeout=200)
     assert process.returncode == 0, shown
     champion = Registry(toys.path).champion("toy")
     said = f"{'approved' if agrees else 'not approved'} by ann: read twenty answers"
@@ -115,8 +123,8 @@ def test_the_alias_moves_once_a_person_agrees_and_not_before(toys: ToyLine, pref
 @pytest.mark.slow
 def test_nobody_answers_and_nothing_moves(toys: ToyLine, prefect):
     hours = ("--set", "promotion.approval_timeout_hours=0.001", "--set", "dpo.launch.timeout_hours=0.9")
-    process = start_run(toys, prefect, *hours)
-    shown, _ = process.communicate(timeout=240)
+    with started_run(toys, prefect, *hours) as process:
+        shown, _ = process.communicate(timeout=270)
     assert process.returncode == 0, shown
     assert "not approved by nobody: nobody answered within 0.001 h" in toys.decision["reasons"]
     assert Registry(toys.path).champion("toy") is None

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -98,3 +100,12 @@ def test_a_stage_loads_the_version_and_refuses_what_was_changed_since(line: Tiny
         file.write("\n")
     with pytest.raises(ModelError, match=r"models:/tiny@champion \(version 3 of tiny\) refers"):
         line.run("sft")
+
+
+def test_bytes_that_the_cache_lacks_come_from_the_default_remote(toys: ToyLine, tmp_path):
+    for command in (["remote", "add", "-q", "-d", "store", str(tmp_path / "store")], ["push", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=toys.path, env=toys.env, check=True)
+    promote(toys.path)
+    shutil.rmtree(toys.path / ".dvc" / "cache" / "files")
+    fetch_start(toys.path, load_config(toys.path / "toy.yaml", [FROM_CHAMPION], root=ROOT))
+    verify_start(toys.path)
