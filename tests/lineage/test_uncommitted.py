@@ -16,7 +16,9 @@ KEY = "q8Zk3vPw72LmXc90TyBn41Rd"
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "dvc.yaml").write_text(
-        "stages: {sft: {cmd: a, deps: [code.py, '${files.reward_1}', data/train.jsonl, models/base]}}\n"
+        "stages: {sft: {cmd: a, deps: [code.py, '${files.reward_1}', data/train.jsonl, models/base]},\n"
+        "  dpo: {cmd: a, deps: [reports/sft/metrics.json], metrics: [reports/dpo/metrics.json: {cache: false}]},\n"
+        "  prepare: {cmd: a, metrics: [reports/sft/metrics.json]}}\n"
     )
     (tmp_path / "params.yaml").write_text("files: {reward_1: mine.py}\n")
     (tmp_path / "code.py").write_text("one = 1\n")
@@ -28,6 +30,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_nothing_changed_is_said(checkout: Path):
     (checkout / "params.yaml").write_text("files: {reward_1: code.py}\nseed: 2\n")  # a run writes it
+    (checkout / "reports/sft").mkdir(parents=True)
+    (checkout / "reports/sft/metrics.json").write_text("{}\n")  # what another stage made
     (checkout / "data").mkdir()
     (checkout / "data/train.jsonl").write_text("{}\n")  # DVC's, not the patch's
     assert uncommitted(checkout).tag == "none"
