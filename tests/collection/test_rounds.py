@@ -12,8 +12,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import yaml
 
-from stages.loading import load_config
+from stages.schema import PipelineConfig
 from tasks.collection import open_store
 from tasks.rounds import Rounds
 from tests.collection.pairs import some_pairs
@@ -38,12 +39,12 @@ def record(tmp_path, monkeypatch):
     """An empty DVC repository with the toy line's config, and a function that opens the loop of it anew."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.jsonl").touch()
-    (tmp_path / "toy.yaml").write_text(CONFIG + "collect: {labels: verifier}\n")
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, env=_env(tmp_path, tmp_path), check=True)
 
-    def opened(*overrides):
-        return Rounds(tmp_path, load_config(tmp_path / "toy.yaml", overrides, root=tmp_path))
+    def opened(**sections):
+        settings = yaml.safe_load(CONFIG) | {"collect": {"labels": "verifier"}} | sections
+        return Rounds(tmp_path, PipelineConfig.model_validate(settings))
 
     return opened
 
@@ -88,9 +89,9 @@ def test_a_record_is_read_as_it_was_left_and_other_settings_are_refused(record, 
     with (data / "round-002.jsonl").open("a") as file:
         file.write("{}\n")
     assert not again.is_done(2)  # another file makes another round
-    record("collect.labels=person", "evaluate.max_new_tokens=9")
+    record(collect={"labels": "person", "min_labels": 2}, evaluate={"max_new_tokens": 9})
     with pytest.raises(StageError, match=r"begun with other settings \(dpo\.peft: none -> .*another name"):
-        record("dpo.peft={r: 2}")
+        record(dpo={"peft": {"r": 2}})
 
 
 @pytest.fixture
