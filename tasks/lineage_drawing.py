@@ -12,11 +12,12 @@ import jinja2
 from markupsafe import Markup
 
 from tasks.lineage import Lineage, Step
+from tasks.lineage_records import PACKAGE_LOCK
 from tasks.lineage_text import in_bytes, uncommitted_words
 from tuneline.errors import TunelineError
 
 _WIDTH, _LINE, _PAD, _GAP_X, _GAP_Y = 236, 17, 10, 26, 52
-_MOST_CHARACTERS = 36
+_MOST_CHARACTERS = 34
 _STYLE = """
 .lineage { --ink: #1c2330; --dim: #5b6575; --line: #9aa4b2; --source: #e7f0fb; --stage: #eef7ec; --target: #fdf1dc;
   background: #ffffff; font: 12px system-ui, sans-serif; }
@@ -115,10 +116,14 @@ def _boxes(lineage: Lineage) -> tuple[list[_Box], list[tuple[str, str]]]:
     known: dict[tuple[str, ...], str] = {}
     for step in lineage.steps:
         for source in step.sources:
+            if source.path == PACKAGE_LOCK:  # which each stage's own box names
+                continue
             name = (source.role, source.path, source.md5, source.text)
             if name not in known:
                 known[name] = f"source {len(known)}"
-                lines = [source.text] if not source.path else [source.path, *_hash_lines(source.md5, source.size)]
+                lines = (
+                    source.text.split(": ") if not source.path else [source.path, *_hash_lines(source.md5, source.size)]
+                )
                 boxes.append(_Box(known[name], "source", source.role, lines, depth[step.record.key]))
             edges.append((known[name], step.record.key))
     for source in lineage.sources:
