@@ -40,6 +40,7 @@ def dvc(checkout: Checkout, *arguments: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_a_champion_can_be_checked_out_after_what_nobody_needs_is_gone(traced: Checkout):
     kept = objects(traced)
     run_with(traced, "dpo.launch.timeout_hours=2")  # a run that is neither committed nor registered
@@ -73,6 +74,7 @@ def test_a_champion_can_be_checked_out_after_what_nobody_needs_is_gone(traced: C
     assert [one.kind for one in collect(traced.path).garbage if one.kind == "cache"] == []
 
 
+@pytest.mark.slow
 def test_fewer_versions_and_less_history_free_more_and_recent_days_less(traced: Checkout):
     run_with(traced, "dpo.launch.timeout_hours=2")
     register(traced, "dpo")
@@ -90,6 +92,7 @@ def test_fewer_versions_and_less_history_free_more_and_recent_days_less(traced: 
     assert not {one for one in freed(Keeping(versions=1, days=1)) if one.endswith(".dir")}
 
 
+@pytest.mark.slow
 def test_other_branches_tags_and_data_added_by_hand_are_kept(traced: Checkout):
     (traced.path / "extra.csv").write_text("a,b\n1,2\n")
     dvc(traced, "add", "-q", "extra.csv")

@@ -63,6 +63,7 @@ def test_an_object_that_the_remote_lost_or_has_half_is_sent_again(traced: Checko
     assert push(traced.path).num_mended == 0
 
 
+@pytest.mark.slow
 def test_other_bytes_on_the_remote_do_not_get_into_the_cache(traced: Checkout, tmp_path: Path):
     with_remote(traced, str(tmp_path / "remote"))
     push(traced.path)
