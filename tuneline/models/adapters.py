@@ -152,21 +152,24 @@ def check_adapter_acts(model: Any) -> None:
     else:
         own = [one for name in names for one in adapter_parameters(policy, name)]
     what = f"the adapter {', '.join(names)!r} ({policy.active_peft_config.peft_type.value})"
-    if own and not any(parameter.requires_grad for parameter in own):
+    if not own:
+        return
+    if not any(parameter.requires_grad for parameter in own):
         raise ConfigError(
             f"{what} does not train: it was loaded for use (PeftModel.from_pretrained needs is_trainable=True to go on "
             "training it) or is disabled (enable_adapter_layers)."
         )
     trained = [parameter for parameter in own if parameter.requires_grad]
     config = base.config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False) or any(one.is_meta or not one.numel() for one in trained):
-        return
+    is_text_alone = config is base.config and not getattr(config, "is_encoder_decoder", False)
+    if not is_text_alone or any(one.is_meta or not one.numel() for one in trained):
+        return  # an adapter may sit on what reads images
     gradients = _gradients(policy, trained, config.vocab_size)
     if any(gradient is not None and gradient.count_nonzero() for gradient in gradients):
         return
     modules = getattr(policy.active_peft_config, "target_modules", None)
     said = f"{what} has no effect on what {type(base).__name__} answers: no gradient reaches its {len(own)} tensors"
-    if config is not base.config or modules is None:  # it may act on images, or on few tokens
+    if modules is None:  # of kinds that may act on few tokens alone
         logger.warning("%s", said)
         return
     named = sorted(modules) if isinstance(modules, set | list) else modules
