@@ -49,7 +49,7 @@ def run_sweep(root: Path, console: Console, options: argparse.Namespace, config:
         return 0
     key = sweep_key(variants)
     name = options.name or f"{variants[0].config.name}-sweep-{key[:6]}"
-    _check_name(name)
+    check_name(name)
     folder = root / SWEEPS / key
     with stage_lock(folder / "lock", lambda line: console.print("The same sweep runs already; waiting for its end.")):
         command = _command(options, config)
@@ -225,7 +225,8 @@ def _remove_checkouts(folder: Path, variants: Sequence[Variant]) -> None:
         shutil.rmtree(folder / variant.name, ignore_errors=True)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises ConfigError for what cannot be the name of a report."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise ConfigError(f"--name {name}: a name has letters, digits, `.`, `_` and `-`, at most 100.")
 

@@ -1,4 +1,4 @@
-"""The arguments of `tuneline sweep`. Imports nothing heavy."""
+"""The arguments of `tuneline sweep` and `tuneline compare`. Imports nothing heavy."""
 
 import argparse
 from collections.abc import Callable
@@ -9,7 +9,7 @@ def add_sweep(
     add_config: Callable[[argparse.ArgumentParser], None],
     add_retries: Callable[[argparse.ArgumentParser], None],
 ) -> None:
-    """Adds the command; `command` makes its parser by name and help, the others add what other commands have too."""
+    """Adds the commands; `command` makes the parser of one, the others add what other commands have too."""
     sweep = command(
         "sweep", "Run a config with several values of some settings, --set a.b=1,2 --set seed=0,1, and compare them."
     )
@@ -19,7 +19,21 @@ def add_sweep(
     )
     sweep.add_argument("--dry-run", action="store_true", help="print the variants and the expected time, run nothing")
     sweep.add_argument("--name", metavar="NAME", help="of the sweep's run and report (default: the config's and a key)")
-    sweep.add_argument(
+    _add_metrics(sweep)
+    sweep.add_argument("--keep", action="store_true", help="keep the checkouts of variants that are done")
+    add_retries(sweep)
+
+    compare = command(
+        "compare", "Compare finished runs: by what was set differently, over seeds where there are several."
+    )
+    what = "an experiment (`dvc exp show`), a revision, `workspace`, or the id of a run in MLflow"
+    compare.add_argument("runs", nargs="+", metavar="RUN", help=what)
+    compare.add_argument("--name", default="comparison", metavar="NAME", help="of the report (default comparison)")
+    _add_metrics(compare)
+
+
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--metric",
         dest="metrics",
         action="append",
@@ -27,11 +41,9 @@ def add_sweep(
         metavar="NAME",
         help="what to compare by, such as evaluate/dpo/accuracy; the first decides which is best (may be repeated)",
     )
-    best = sweep.add_mutually_exclusive_group()
+    best = parser.add_mutually_exclusive_group()
     best.add_argument("--minimize", dest="lower", action="store_const", const=True, help="less of the first is better")
     best.add_argument("--maximize", dest="lower", action="store_const", const=False, help="more of the first is better")
-    sweep.add_argument("--keep", action="store_true", help="keep the checkouts of variants that are done")
-    add_retries(sweep)
 
 
 def _positive(text: str) -> int:
