@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.sweep import run_sweep
 
                 return run_sweep(root, console, arguments, _config_path(arguments.config, root))
+            case "compare":
+                from flows.compare import run_compare
+
+                return run_compare(root, console, arguments)
             case "status":
                 from flows.showing import show_status
 
