@@ -128,9 +128,9 @@ def try_to_promote(root: Path, ask: Ask | None = None) -> Decision | None:
     """`promote` at the end of a run: what goes wrong costs the run nothing, is said, and stands in the report."""
     try:
         decision = promote(root, ask)
-    except TunelineError as error:
+    except (TunelineError, OSError, ValueError, LookupError) as error:  # the latter: files that are damaged
         display.say(f"No version was promoted: {error}", "yellow")
-        logger.warning("no version was promoted: %s", error)
+        logger.warning("no version was promoted: %s", error, exc_info=not isinstance(error, TunelineError))
         record: dict[str, Any] = {
             "model": "",
             "version": "",
