@@ -206,8 +206,7 @@ class Line:
     def promote(self) -> None:
         """Holds the evaluated policy against the champion, where the config says so; see `tasks.promotion`."""
         options = load_params(self.root / PARAMS_FILE).promotion
-        if options is not None:
-            try_to_promote(self.root, asker(options) if options.require_approval else None)
+        try_to_promote(self.root, asker(options) if options is not None and options.require_approval else None)
 
     def finish(self, error: BaseException | None) -> None:
         """Keeps the record, writes the report and closes MLflow's run; a run that changed nothing leaves none.

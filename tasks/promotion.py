@@ -94,6 +94,7 @@ def promote(root: Path, ask: Ask | None = None, *, again: bool = False) -> Decis
     """
     config = load_params(root / PARAMS_FILE)
     if config.promotion is None:
+        (root / PROMOTION_FILE).unlink(missing_ok=True)  # what was decided under other settings is no result of these
         return None
     records = Records(root)
     candidate = find_candidate(records, config, config.promotion)
