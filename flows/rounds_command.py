@@ -45,15 +45,20 @@ def run_rounds(root: Path, console: Console, options: argparse.Namespace, config
         console.print(f"\n{failure}\n", markup=False, soft_wrap=True)
         console.print(f"Go on where it stopped:  {_again(options, config)}", markup=False, soft_wrap=True)
         return 1 if getattr(failure, "retriable", True) else 2
-    header, rows = Rounds(root, checked).table()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in header:
-        table.add_column(name, justify="left" if name == "labels by" else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(_table(*Rounds(root, checked).table()))
     console.print(f"Table and plot: {REPORTS / checked.name}", markup=False, soft_wrap=True)
     return 0
+
+
+def _table(header: list[str], rows: list[list[str]]) -> Table:
+    """A column a round; the intervals are in the files."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    table.add_column(header[0])
+    for row in rows:
+        table.add_column(row[0], justify="right", no_wrap=True)
+    for number, name in enumerate(header[1:], 1):
+        table.add_row(name, *(row[number].partition(" (")[0] for row in rows))
+    return table
 
 
 def _again(options: argparse.Namespace, config: Path) -> str:
