@@ -243,7 +243,7 @@ def _plot(path: Path, rounds: Iterable[Round]) -> None:
 
     rounds = list(rounds)
     with plt.rc_context({"svg.hashsalt": "tuneline", "svg.fonttype": "none", "font.size": 9}):
-        figure, (shares, labels) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+        figure, (shares, labels) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
         names = [name for one in rounds for name in one.metrics if name.endswith(("accuracy", "fresh pairs"))]
         for name in dict.fromkeys(names):
             points = [(one.number, one.metrics[name], one.metrics) for one in rounds if name in one.metrics]
@@ -251,14 +251,19 @@ def _plot(path: Path, rounds: Iterable[Round]) -> None:
             below = [y - of.get(f"{name}_low", y) for _, y, of in points]
             above = [of.get(f"{name}_high", y) - y for _, y, of in points]
             shares.errorbar(xs, ys, yerr=[below, above], marker="o", capsize=3, label=name)
-        shares.set(xlabel="round", title="share, with 95 % intervals", ylim=(0, 1))
+        shares.set(xlabel="round", title="share, with 95 % intervals", ylim=(-0.02, 1.02))
         if names:
-            shares.legend(fontsize=8)
-        labels.bar([one.number for one in rounds], [one.preferences for one in rounds], label="preferences")
+            shares.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        labels.bar(
+            [one.number for one in rounds], [one.preferences for one in rounds], color="#4878a8", label="preferences"
+        )
         bottoms = [one.preferences for one in rounds]
-        labels.bar([one.number for one in rounds], [one.ties for one in rounds], bottom=bottoms, label="ties")
+        labels.bar(
+            [one.number for one in rounds], [one.ties for one in rounds], bottom=bottoms, color="#b8c4d0", label="ties"
+        )
         labels.set(xlabel="round", title="pairs labelled")
-        labels.legend(fontsize=8)
+        labels.margins(y=0.15)
+        labels.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
         for axis in (shares, labels):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(path, metadata={"Date": None, "Creator": None})
