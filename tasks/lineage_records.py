@@ -18,13 +18,11 @@ from typing import Any
 import yaml
 
 from stages.loading import YamlLoader
+from stages.start import START
 from tuneline.errors import TunelineError
 
 LOCK_FILE = "dvc.lock"
 PACKAGE_LOCK = "requirements.lock"
-START = "models/start"
-"""Where a line finds the version of the registry that it starts from; that is checked by its hash in START_RECORD."""
-START_RECORD = Path(".work/start.json")
 _CODE = (".py", ".jinja")
 _CHUNK = 1 << 22
 
