@@ -328,7 +328,7 @@ def _before_targets(inputs: dict[str, Any], trees: PromptTrees) -> Tensor:
     """(targets,): where, of what the policy's head reads, the hidden state before each target lies."""
     kept = inputs.get("logits_to_keep")  # in order, each once
     if "segments" in inputs:
-        return torch.searchsorted(kept, trees.target_positions)
+        return torch.searchsorted(inputs["logits_to_keep"], trees.target_positions)
     # padded: a row a sequence
     columns, width = trees.position_ids[0, trees.target_positions], inputs["input_ids"].shape[1]
     if kept is not None:

@@ -177,6 +177,17 @@ def test_completions_are_logged_every_few_steps(tmp_path, capsys):
     assert "what is 2 or so or so?" in capsys.readouterr().out
 
 
+def test_prompts_that_a_trainer_keeps_as_tokens_are_answered_too(tmp_path):
+    trainer = build("dpo", tmp_path, options={"max_steps": 1}, eval_dataset=preferences(3))
+    trainer.add_callback(LogCompletionsCallback(trainer, GenerationConfig(max_new_tokens=4), freq=1))
+    trainer.train()
+    table = pq.read_table(tmp_path / "completions" / "evaluation_00001.parquet").to_pydict()
+    assert [prompt.replace(" ", "") for prompt in table["prompt"]] == [
+        prompt.replace(" ", "") for prompt in preferences(3)["prompt"]
+    ]
+    assert all(table["completion"])
+
+
 def test_a_log_of_completions_does_not_change_the_run(tmp_path):
     runs = []
     for is_logged in (False, True):

@@ -15,41 +15,53 @@ from tuneline.trainers.base import BaseTrainer
 from tuneline.trainers.drawing import draw
 
 
-def evaluation_prompts(trainer: BaseTrainer, num_prompts: int | None) -> list[Any]:
-    """The first prompts of a trainer's evaluation set, text or messages.
+def prompt_rows(trainer: BaseTrainer, num_prompts: int | None, prompts: list[Any] | None) -> list[dict[str, Any]]:
+    """The first prompts, text or messages: those given, or those of the trainer's evaluation set, also where it holds
+    them as tokens.
 
     Raises:
-        ConfigError: it has no set, several, or one without a column `prompt`.
+        ConfigError: the trainer has no evaluation set, several, or one without prompts.
     """
+    if prompts is not None:
+        return [{"prompt": prompt} for prompt in prompts[:num_prompts]]
     rows = trainer.eval_dataset
-    if rows is None or isinstance(rows, dict) or "prompt" not in (rows.column_names or ()):
-        raise ConfigError("the trainer has no evaluation set with a column 'prompt'; pass prompts.")
-    return list(rows["prompt"])[:num_prompts]
+    names = () if rows is None or isinstance(rows, dict) else rows.column_names or ()
+    if "prompt" in names:
+        return [{"prompt": prompt} for prompt in list(rows["prompt"])[:num_prompts]]
+    if "prompt_ids" in names:
+        tokens = [list(ids) for ids in list(rows["prompt_ids"])[:num_prompts]]
+        decode = trainer.processing_class.decode
+        return [{"prompt": decode(ids, skip_special_tokens=True), "prompt_input_ids": ids} for ids in tokens]
+    raise ConfigError("the trainer has no evaluation set with a column 'prompt'; pass prompts.")
 
 
 class Answers:
     """Calling it has the policy answer, by the transformers engine and the same draws each time.
 
     Args:
+        rows: of `prompt_rows`.
         purpose: what the draws are named by.
         generation_config: max_new_tokens, do_sample, temperature, top_p and top_k are read; None for the likeliest
             tokens, at most 64.
     """
 
     def __init__(
-        self, trainer: BaseTrainer, prompts: list[Any], purpose: str, generation_config: GenerationConfig | None
+        self,
+        trainer: BaseTrainer,
+        rows: list[dict[str, Any]],
+        purpose: str,
+        generation_config: GenerationConfig | None,
     ):
-        self.trainer, self.prompts, self.purpose = trainer, prompts, purpose
+        self.trainer, self.rows, self.purpose = trainer, rows, purpose
         stops = tuple(stop_token_ids(base_model(trainer.model), trainer.processing_class))
         self.sampling = _sampling(generation_config, stops)
 
     def __call__(self) -> list[Any]:
         policy = policy_of(self.trainer.model)
-        seeds = [rollout_seed(self.trainer.args.seed, self.purpose, i) for i in range(len(self.prompts))]
-        rows = [{"prompt": prompt} for prompt in self.prompts]
+        seeds = [rollout_seed(self.trainer.args.seed, self.purpose, i) for i in range(len(self.rows))]
         engine = TransformersEngine(policy)
         with self.trainer.compute_loss_context_manager():
-            return draw(engine, self.trainer.processing_class, rows, seeds, self.sampling).completions
+            return draw(engine, self.trainer.processing_class, self.rows, seeds, self.sampling).completions
 
 
 def _sampling(config: GenerationConfig | None, stops: tuple[int, ...]) -> Sampling:

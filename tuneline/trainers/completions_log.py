@@ -17,7 +17,7 @@ from tuneline.advantages import combine_rewards
 from tuneline.data.images import drawn_from, has_images, storable_image
 from tuneline.errors import ConfigError
 from tuneline.rewards.calling import Scores
-from tuneline.trainers.answers import Answers, evaluation_prompts
+from tuneline.trainers.answers import Answers, prompt_rows
 from tuneline.trainers.base import BaseTrainer
 from tuneline.trainers.drawing import Drawn
 
@@ -115,13 +115,14 @@ class LogCompletionsCallback(TrainerCallback):
         freq: int | None = None,
         prompts: list[Any] | None = None,
     ):
-        self.prompts = evaluation_prompts(trainer, num_prompts) if prompts is None else prompts[:num_prompts]
+        rows = prompt_rows(trainer, num_prompts, prompts)
+        self.prompts = [row["prompt"] for row in rows]
         if freq is not None and freq < 1:
             raise ConfigError(f"freq={freq} must be at least 1: optimizer steps between two looks.")
         if freq is None and not trainer.args.eval_steps:
             raise ConfigError("LogCompletionsCallback needs freq, as the trainer has no eval_steps.")
         self.freq = freq
-        self.answers = Answers(trainer, self.prompts, "completions log", generation_config)
+        self.answers = Answers(trainer, rows, "completions log", generation_config)
         self.log = CompletionsLog(trainer.args.output_dir, num_to_print=None, name="evaluation")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

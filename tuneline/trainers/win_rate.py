@@ -11,7 +11,7 @@ from transformers import GenerationConfig, TrainerCallback
 from tuneline.errors import ConfigError
 from tuneline.judges.base import BasePairwiseJudge
 from tuneline.logging import get_logger
-from tuneline.trainers.answers import Answers, evaluation_prompts
+from tuneline.trainers.answers import Answers, prompt_rows
 from tuneline.trainers.base import BaseTrainer
 
 logger = get_logger(__name__)
@@ -27,7 +27,7 @@ class WinRateCallback(TrainerCallback):
     all of them, by the transformers engine.
 
     Args:
-        trainer: whose evaluation set has the prompts, where it keeps them as they are (the online trainers do).
+        trainer: whose evaluation set has the prompts.
         generation_config: see `Answers`.
         num_prompts: the first so many; None for all.
         shuffle_order: see `BasePairwiseJudge`.
@@ -47,8 +47,9 @@ class WinRateCallback(TrainerCallback):
         prompts: list[Any] | None = None,
     ):
         self.judge, self.trainer, self.shuffle_order = judge, trainer, shuffle_order
-        self.prompts = evaluation_prompts(trainer, num_prompts) if prompts is None else prompts[:num_prompts]
-        self.answers = Answers(trainer, self.prompts, "win rate", generation_config)
+        rows = prompt_rows(trainer, num_prompts, prompts)
+        self.prompts = [row["prompt"] for row in rows]
+        self.answers = Answers(trainer, rows, "win rate", generation_config)
         self.baseline: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
