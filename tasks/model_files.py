@@ -81,6 +81,8 @@ def _pull(root: Path, md5: str) -> None:
     try:
         with Repo(str(root)) as repo:
             if repo.config["core"].get("remote"):
-                repo.cloud.pull([HashInfo("md5", md5)])
+                repo.cloud.pull([HashInfo("md5", md5)])  # the list of files alone
+                files = Cache(root).tree(md5) or {}
+                repo.cloud.pull([HashInfo("md5", of_file) for of_file in set(files.values())])
     except (DvcException, OSError) as error:
         raise ModelError(f"DVC's remote did not give the model with hash {md5}: {error}") from error

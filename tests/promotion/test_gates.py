@@ -47,7 +47,7 @@ def test_a_gate_that_was_off_when_the_stage_ran_is_said_to_be_unknown(tmp_path):
     assert "--force" in judge_again("dpo", tmp_path, GatesSection())
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", [pytest.param("ppo", marks=pytest.mark.slow), "grpo"])
 def test_a_reward_model_that_ranks_badly_teaches_nobody(line: TinyLine, stage):
     line.configure("grpo.rewards=[{model: true}]", "gates.reward_accuracy=0.99")
     metrics = line.root / "reports" / "reward" / "metrics.json"

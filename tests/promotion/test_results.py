@@ -25,7 +25,7 @@ def texts(folder):
     return tuple((folder / name).read_text() for name in ("items.jsonl", "held_out.json"))
 
 
-@pytest.mark.parametrize("num_completions", [1, 3])
+@pytest.mark.parametrize("num_completions", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_evaluated_anew_a_policy_has_the_results_of_its_own_evaluation(line: TinyLine, num_completions):
     sampled = (f"evaluate.num_completions={num_completions}", "evaluate.temperature=1.0")
     line.configure("evaluate.best_of_n=[]", "dpo.training.max_steps=2", *sampled, "evaluate.pass_at=[1]")
