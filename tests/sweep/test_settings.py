@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.sweep import devices_of_jobs
 from tasks.sweep_settings import in_words, make_variants, parse_axes, short_names, split_values, sweep_key
 from tests.flows.conftest import CONFIG
 from tuneline.errors import ConfigError
@@ -106,3 +107,16 @@ def test_short_names_tell_settings_apart():
     both = short_names(["dpo.training.beta", "grpo.training.beta"])
     assert both == {"dpo.training.beta": "dpo.training.beta", "grpo.training.beta": "grpo.training.beta"}
     assert short_names(["seed", "prepare.seed"])["seed"] == "seed"
+
+
+def test_jobs_are_as_many_as_gpus_allow_and_each_has_its_own(toy, folder, monkeypatch):
+    variants = make_variants(toy, ["seed=0,1,2"], folder)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices_of_jobs(folder, variants, None) == [None]
+    assert devices_of_jobs(folder, variants, 8) == [None] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert devices_of_jobs(folder, variants, None) == ["4", "5", "6"]
+    wide = make_variants(toy, ["seed=0,1,2", "dpo.launch.num_processes=2"], folder)
+    assert devices_of_jobs(folder, wide, None) == ["4,5", "6,7"]
+    with pytest.raises(ConfigError, match="--jobs 3 needs 6 GPUs"):
+        devices_of_jobs(folder, wide, 3)
