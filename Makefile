@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 CONFIG ?= configs/quickstart.yaml
 SET ?=
 
-.PHONY: help install quickstart run test test-slow test-vllm check lint types bench lock clean
+.PHONY: help install quickstart run test test-slow test-vllm test-quantised check lint types bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ test-vllm: $(INSTALLED) .venv-vllm/installed  ## the tests against a real vLLM s
 	@$(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
+
+test-quantised: $(INSTALLED) .quantised/bitsandbytes  ## the tests of models in 8 and 4 bits (bitsandbytes, once)
+	@PYTHONPATH=.quantised $(BIN)/python -m pytest -m "slow or not slow" tests/quantised tests/values/test_quantised.py $(ARGS)
+
+.quantised/bitsandbytes:
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .quantised bitsandbytes==0.50.2 2> >(grep -v '^WARNING: Location' >&2)
 
 check: lint types test  ## what CI runs
 
