@@ -228,5 +228,10 @@ def _environment(root: Path, made: Path) -> dict[str, str]:
     """The scratch checkout's code and its own MLflow store: a reproduction is no new run of the line."""
     ours = ("TUNELINE_PARENT_RUN", "TUNELINE_FLOW_RUN", "TUNELINE_WORK")
     env = {name: value for name, value in checkout_environment(root, made).items() if name not in ours}
-    env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{made / 'mlflow.db'}", "PYTHONUNBUFFERED": "1"}
+    path = [str(Path(sys.executable).parent), env.get("PATH", os.defpath)]  # stages are run as `python`, by a shell
+    env |= {
+        "PATH": os.pathsep.join(path),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{made / 'mlflow.db'}",
+        "PYTHONUNBUFFERED": "1",
+    }
     return {**env, **owner_env()}

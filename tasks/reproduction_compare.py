@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from tasks.lineage_records import Records, StageRecord, file_hash
 
 
@@ -48,15 +50,16 @@ def _difference(before: Path, md5: str, now: Path) -> str:
     if not before.is_file() or file_hash(before) != md5:
         return "differs; by how much is not known, as the recorded bytes are gone from DVC's cache"
     if now.suffix == ".safetensors":
-        return _tensors(before, now)
+        try:
+            return _tensors(before, now)
+        except SafetensorError:  # it only has the name
+            return _bytes(before, now)
     if now.name == "metrics.json":
         return _metrics(json.loads(before.read_text()), json.loads(now.read_text()))
     return _bytes(before, now)
 
 
 def _tensors(before: Path, now: Path) -> str:
-    from safetensors import safe_open
-
     with safe_open(str(before), "pt") as one, safe_open(str(now), "pt") as other:
         names = sorted({*one.keys(), *other.keys()})
         differing, largest, where = 0, 0.0, ""

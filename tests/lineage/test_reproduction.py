@@ -25,7 +25,7 @@ def test_a_version_is_made_again_and_is_the_same(traced: Checkout):
     cache = {path for path in (traced.path / ".dvc/cache").rglob("*") if path.is_file()}
     runs = (traced.path / "mlflow.db").read_bytes()
     shown = traced.call("reproduce", "models:/toy-dpo/1")
-    assert "The same bit for bit: all 8 files of prepare, sft, dpo" in shown
+    assert "The same bit for bit: all 9 files of prepare, sft, dpo" in shown
     assert {path for path in (traced.path / ".dvc/cache").rglob("*") if path.is_file()} == cache
     assert (traced.path / "mlflow.db").read_bytes() == runs
     assert not list((traced.path / ".work/reproductions").iterdir())
