@@ -24,6 +24,8 @@ from tasks.summary import RunSummary, StageSummary, headline, read_metrics
 from tuneline.errors import TunelineError
 
 PARAMS_FILE = "params.yaml"
+MOST_CHARACTERS = 60_000
+"""GitHub takes comments of 65,536."""
 _MOST_ROWS = 200
 _ERROR_CHARACTERS = 3000
 _OWN_SETTINGS = ("files.",)  # made from others
@@ -89,8 +91,13 @@ def write_markdown(root: Path, run: RunSummary, against: Revision | None = None)
         if against.missing:
             names = ", ".join(map(_code, against.missing))
             parts.append(f"Not in DVC's cache or a remote, so not compared: {names}.")
-    parts += [_promotion(root, run), _all_metrics(own, against)]
-    text = "\n\n".join(part for part in parts if part) + "\n"
+    parts.append(_promotion(root, run))
+    every = _all_metrics(own, against)
+    if sum(map(len, [*parts, every])) > MOST_CHARACTERS:
+        every = "All metrics would make this too long; they are in the HTML report."
+    text = "\n\n".join(part for part in [*parts, every] if part) + "\n"
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[:MOST_CHARACTERS]}\n\n… and {len(text) - MOST_CHARACTERS:,} characters more.\n"
     return text.encode("utf-8", "replace").decode()
 
 

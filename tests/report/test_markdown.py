@@ -135,3 +135,24 @@ def test_names_and_errors_cannot_break_out(tmp_path):
     assert len(table) == 1
     assert table[0].count(" | ") == 1
     assert "Go on with `tuneline run x.yaml`." in markdown
+
+
+def test_a_summary_is_short_enough_for_a_comment(tmp_path):
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    metrics = {f"{'long' * 40}/{i}": 1.0 for i in range(190)}
+    stages = []
+    for name in ("sft", "dpo", "grpo"):
+        (tmp_path / "reports" / name).mkdir(parents=True)
+        (tmp_path / "reports" / name / "metrics.json").write_text(json.dumps(metrics))
+        stages.append(StageSummary(name, "ran", 1.0, metrics))
+    markdown = write_markdown(tmp_path, RunSummary("line", {}, tuple(stages), now, now))
+    assert len(markdown) < 65_536
+    assert "<details>" in markdown
+    failed = [StageSummary(f"stage{i}", "failed", 1.0, error="x" * 5000) for i in range(12)]
+    markdown = write_markdown(tmp_path, RunSummary("line", {}, (*stages, *failed), now, now))
+    assert len(markdown) < 65_536
+    assert "All metrics would make this too long" in markdown
+    failed *= 3
+    markdown = write_markdown(tmp_path, RunSummary("line", {}, (*stages, *failed), now, now))
+    assert len(markdown) < 65_536
+    assert "characters more." in markdown
