@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.loading import load_params
-from tasks.collection import open_store, take_in
+from tasks.collection import COLLECTED, labels_file, open_store, take_in
 from tasks.graph import PARAMS_FILE
 from tuneline.collection.export import Exported, preference_data, ties_file, write_rows
 from tuneline.collection.store import LabelStore
@@ -45,6 +45,9 @@ def _store(root: Path, options: argparse.Namespace) -> LabelStore:
         store = LabelStore(path, **({} if shared is None else {"shared_share": shared}))
     else:
         config = load_params(root / PARAMS_FILE)
+        path = labels_file(root, config.name)
+        if pairs is None and not path.is_file() and not (root / COLLECTED / "pairs.jsonl").is_file():
+            raise _no_pairs(path.relative_to(root))
         store = open_store(root, config.name, config.collect)
         store.shared_share = store.shared_share if shared is None else shared
     try:
@@ -55,14 +58,17 @@ def _store(root: Path, options: argparse.Namespace) -> LabelStore:
         elif options.db is None:
             take_in(root, store)
         if not store.pairs():
-            raise DataError(
-                f"{store.path} has no pairs. Give the config a `collect` section and run it: the stage collect samples "
-                "them."
-            )
+            raise _no_pairs(store.path)
     except TunelineError:
         store.close()
         raise
     return store
+
+
+def _no_pairs(path: Path) -> DataError:
+    return DataError(
+        f"{path} has no pairs. Give the config a `collect` section and run it: the stage collect samples them."
+    )
 
 
 def _given(path: str, root: Path) -> Path:
