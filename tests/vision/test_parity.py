@@ -49,6 +49,7 @@ def test_preferences(tmp_path, architecture):
     assert_same(*both("DPO", architecture, tmp_path, preferences(4), ref_model=reference))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_labelled_completions(tmp_path, architecture):
     reference = nudged(tiny_vlm(architecture))
@@ -64,7 +65,7 @@ def num_letters(completion_ids, **columns):
     return [float(sum(token > 40 for token in ids)) for ids in completion_ids]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["qwen", pytest.param("idefics", marks=pytest.mark.slow)])
 def test_groups_of_completions(tmp_path, architecture):
     """The second update is by a policy that has left the one that drew, so both are asked about the images."""
     rows, processor = questions(4).filter(lambda row: row["images"]), tiny_processor(architecture)
