@@ -22,7 +22,7 @@ def some_pairs(number: int = 6, **options) -> list[Pair]:
 
 @dataclass
 class Server:
-    """`tuneline collect serve` as a process of its own."""
+    """A labelling server as a process of its own."""
 
     process: subprocess.Popen
     address: str
