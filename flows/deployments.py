@@ -31,6 +31,11 @@ def run_server_command(root: Path, console: Console, arguments: argparse.Namespa
     except Exception as error:
         if not type(error).__module__.startswith(("httpx", "httpcore", "prefect")):
             raise
+        if "Timeout" in type(error).__name__:
+            raise TunelineError(
+                f"Prefect's server does not answer any more ({type(error).__name__}). It may hang after a change of "
+                "automations (docs/deployments.md): stop it and start it again, then repeat this command."
+            ) from error
         raise TunelineError(f"Prefect's server refused ({type(error).__name__}: {error}).") from error
     return 0
 

@@ -5,6 +5,7 @@ renews them, so that there is one of each.
 """
 
 import os
+import time
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
 
 from tasks.regression import REGRESSED
 from tuneline.errors import TunelineError
@@ -23,6 +25,10 @@ FLOW = "align"
 FAILED, WORSE, DEAD = "tuneline: a run failed", "tuneline: a run made no better model", "tuneline: a run died"
 DEFAULT_HEARTBEAT_SECONDS = 180
 """Between two signs of life of a run, where PREFECT_FLOWS_HEARTBEAT_FREQUENCY does not say otherwise."""
+
+_PAUSE_SECONDS = 1.0
+"""Between two changes of automations. Each is an event, on which Prefect 3.7's server reads its automations again under
+a lock; on SQLite a change in that moment waits for the lock in the thread that alone could free it, for ever."""
 
 # `text` is what Slack, Mattermost and others show; the rest is for programs.
 _FAILED_PAYLOAD = """\
@@ -108,15 +114,21 @@ def _silence(given: float | None) -> float:
 
 
 def _renew(wanted: list[AutomationCore]) -> None:
+    """Each once and as it should be; what is so already is left alone."""
     with get_client(sync_client=True) as client:
         for automation in wanted:
             first, *others = client.read_automations_by_name(automation.name) or [None]
             if first is None:
                 client.create_automation(automation)
-            else:
+                time.sleep(_PAUSE_SECONDS)
+            elif (
+                AutomationCore.model_validate(first.model_dump(include=set(AutomationCore.model_fields))) != automation
+            ):
                 client.update_automation(first.id, automation)
+                time.sleep(_PAUSE_SECONDS)
             for other in others:
                 client.delete_automation(other.id)
+                time.sleep(_PAUSE_SECONDS)
 
 
 def stop_notifying() -> list[str]:
@@ -127,6 +139,10 @@ def stop_notifying() -> list[str]:
             for automation in client.read_automations_by_name(name):
                 client.delete_automation(automation.id)
                 removed.append(name)
-    if removed:
-        Webhook.delete(f"webhook/{BLOCK}")
-    return removed
+                time.sleep(_PAUSE_SECONDS)
+        try:
+            block = client.read_block_document_by_name(BLOCK, block_type_slug="webhook")
+        except ObjectNotFound:
+            return removed
+        client.delete_block_document(block.id)
+    return [*removed, f"webhook {BLOCK}"]

@@ -96,7 +96,7 @@ def test_failed_refused_and_dead_runs_are_told_of(line: Line, receiver: Receiver
     wait_until(lambda: bool(receiver.of("prefect.flow-run.Crashed")), 60, lambda: str(receiver.heard))
     assert "No sign of life for 90 s" in receiver.of("prefect.flow-run.Crashed")[0]["message"]
     assert len(receiver.heard) == 3
-    assert line.type("tuneline notify --off").count("removed: ") == 3
+    assert line.type("tuneline notify --off").count("removed: ") == 4  # and the webhook
     assert "nothing to remove" in line.type("tuneline notify --off")
 
 
