@@ -55,8 +55,8 @@ def test_what_was_not_recorded_is_said_and_what_differs_without_it(traced: Check
     assert "Nothing was run" in shown
     shown = traced.call("reproduce", "models:/toy-dpo/2", "--anyway", "--keep", exit_code=1)
     assert "models/dpo/model.safetensors" in shown
-    (clone,) = (traced.path / ".work/reproductions").glob("*/checkout/*")
-    assert (clone / "models/dpo/model.safetensors").read_bytes() == b"toy weights"
+    (found,) = (traced.path / ".work/reproductions").glob("*/checkout/*/dvc.yaml")
+    assert (found.parent / "models/dpo/model.safetensors").read_bytes() == b"toy weights"
     holders = [
         path for path in traced.path.rglob("*") if path.is_file() and b"x7f3k29dkw83nfk2ls93k" in path.read_bytes()
     ]
