@@ -86,7 +86,7 @@ def test_shared_stages_run_once_and_a_variant_that_fails_stops_no_other(line: Ch
     assert first["settings"][0]["interval"]["low"] < 0.305 < first["settings"][0]["interval"]["high"]
     assert not any(
         word in page.read_text() for word in ("src=", "href=", "http:", "https:", "@import")
-    )  # opens offline
+    )
 
     known = experiments(line)
     assert set(known) >= set(NAMES)
