@@ -84,9 +84,7 @@ def test_shared_stages_run_once_and_a_variant_that_fails_stops_no_other(line: Ch
     assert [setting["label"] for setting in first["settings"]] == ["timeout_hours=3", "timeout_hours=2"]
     assert first["settings"][1]["difference"]["mean"] == pytest.approx(-0.1)
     assert first["settings"][0]["interval"]["low"] < 0.305 < first["settings"][0]["interval"]["high"]
-    assert not any(
-        word in page.read_text() for word in ("src=", "href=", "http:", "https:", "@import")
-    )
+    assert not any(word in page.read_text() for word in ("src=", "href=", "http:", "https:", "@import"))
 
     known = experiments(line)
     assert set(known) >= set(NAMES)
