@@ -49,8 +49,8 @@ def press(page, key):
     )
 
 
-def sent(page):
-    page.wait("localStorage.getItem('queue:anna') === '[]' && !document.getElementById('unsent').textContent")
+def sent(page, name="anna"):
+    page.wait(f"localStorage.getItem('queue:{name}') === '[]' && !document.getElementById('unsent').textContent")
 
 
 def labels(tmp_path):
@@ -132,7 +132,8 @@ def test_two_browsers_at_once_see_their_own_order_and_their_agreement(serve, tmp
         for _ in range(8):
             for page in (anna, ben):
                 press(page, "1" if "It is" in shown(page)[1] else "2")
-        for page in (anna, ben):
+        for page, name in ((anna, "anna"), (ben, "ben")):
+            sent(page, name)
             page.wait("document.getElementById('summary').textContent.includes('Cohen')")
     with LabelStore(tmp_path / "labels.db") as store:
         assert store.progress().by_annotator == {"anna": 8, "ben": 8}

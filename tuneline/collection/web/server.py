@@ -94,6 +94,10 @@ class _Http(ThreadingHTTPServer):
     store: LabelStore
     guard: Guard
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of a request is no news; all else is logged where it happens."""
+        logger.debug("a connection broke off", exc_info=True)
+
 
 class _Refused(Exception):
     """A request that is answered with an error, and its status."""
