@@ -74,7 +74,7 @@ def test_failed_refused_and_dead_runs_are_told_of(line: Line, receiver: Receiver
         assert "the toy breaks here" in told["text"]
 
         with_decision(line.path, {"version": "8", "champion": "7", "alias_moved": False, "reasons": ["kl 0.9 > 0.5"]})
-        refused = line.run("full-line", overrides=CHANGE_DPO)
+        refused = line.run("full-line", overrides=CHANGE_DPO, promote=False)
         line.wait(refused, "Completed")
         wait_until(lambda: bool(receiver.of("tuneline.regressed")), 60, lambda: str(receiver.heard))
         (told,) = receiver.of("tuneline.regressed")
@@ -83,7 +83,7 @@ def test_failed_refused_and_dead_runs_are_told_of(line: Line, receiver: Receiver
         assert "stays at version 7: kl 0.9 > 0.5" in told["text"]
 
         with_decision(line.path, {"version": "9", "champion": "7", "alias_moved": True, "reasons": []})
-        line.run("full-line", overrides=["dpo.launch.timeout_hours=3"])
+        line.run("full-line", overrides=["dpo.launch.timeout_hours=3"], promote=False)
         wait_until(lambda: line.checkout.tries("dpo") == 3, 120, lambda: line.log)
         dead = line.runs()[-1]
     # The worker is gone and so nobody hears of the run's death.
@@ -101,7 +101,7 @@ def test_failed_refused_and_dead_runs_are_told_of(line: Line, receiver: Receiver
 
 
 def with_decision(root: Path, decision: dict[str, Any]) -> None:
-    """Promotion's decision as it lies there at the end of a run that has made it, written an hour ahead."""
+    """Promotion's decision, written an hour ahead of a run that itself decides nothing."""
     path = root / "reports" / "promotion.json"
     path.write_text(json.dumps(decision))
     soon = time.time() + 3600
