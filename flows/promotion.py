@@ -49,9 +49,10 @@ def show_history(root: Path, console: Console, model: str) -> int:
     name = model or registered_name(load_params(root / PARAMS_FILE))
     champion = registry.champion(name)
     console.print(f"{name}@{CHAMPION}: {f'version {champion.version}' if champion else 'nobody'}", markup=False)
-    table = Table("when", "what", "version", "before", "by", "why", box=None)
+    table = Table("when (UTC)", "what", "version", "before", "by", "why", box=None)
+    table.columns[0].no_wrap = True
     for move in registry.history(name):
-        table.add_row(move.at, move.kind, move.version, move.before or "-", move.by, move.why)
+        table.add_row(move.at[:16].replace("T", " "), move.kind, move.version, move.before or "-", move.by, move.why)
     if table.row_count:
         console.print(table)
     return 0
