@@ -72,7 +72,7 @@ class TransformersEngine:
                 raise ConfigError(f"{name}={value} must be at least 1.")
         self.batch_size, self.max_cached_tokens, self.prefill_tokens = batch_size, max_cached_tokens, prefill_tokens
         self.on_progress = on_progress
-        self.sync_weights(model)
+        self.policy, self.model = model, readable_model(model)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """For each request a completion a seed, in order.
