@@ -75,7 +75,10 @@ class Bulk:
     adapter: str | None = None
 
     def body(self) -> dict[str, Any]:
-        return asdict(self)
+        body = asdict(self)
+        for request in body["requests"]:
+            del request["images"]  # a server is asked for texts alone
+        return body
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Bulk:
