@@ -74,9 +74,10 @@ def scheduled_run(line: Line, known: set[Any]) -> Any:
 
 def test_the_second_scheduled_run_takes_up_new_data_and_makes_anew_what_depends_on_it(small_line: Line):
     parameters = {"parameters": {"config": "configs/quickstart.yaml"}}
+    before = {run.id for run in small_line.runs()}  # of other tests, on the same server
     small_line.deploy(full_line=in_a_minute() | parameters)
     with small_line.worker():
-        first = scheduled_run(small_line, set())
+        first = scheduled_run(small_line, before)
         stages = states_of_stages(small_line, first)
         assert {name for name, state in stages.items() if state == "Completed"} == {
             "prepare",
@@ -88,7 +89,7 @@ def test_the_second_scheduled_run_takes_up_new_data_and_makes_anew_what_depends_
         with (small_line.path / "preferences.jsonl").open("a") as file:
             file.write(pairs(range(50, 60)))
         small_line.deploy(full_line=in_a_minute() | parameters)
-        second = scheduled_run(small_line, {first.id})
+        second = scheduled_run(small_line, {*before, first.id})
     again = states_of_stages(small_line, second)
     assert {name for name, state in again.items() if state == "Completed"} == {"prepare", "reward", "dpo", "evaluate"}
     assert again["sft"] == "Cached"
