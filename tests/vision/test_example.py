@@ -7,6 +7,7 @@ from examples import name_the_colour
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # as a user without a GPU sees it
 def test_the_model_looks_after_grpo(tmp_path):
     before, after = name_the_colour.main(str(tmp_path))
     assert after.low > before.high
