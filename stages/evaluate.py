@@ -47,14 +47,14 @@ from stages.evaluate_files import write_results
 from stages.gates import Gates, check_reward_model
 from stages.off import why_off
 from stages.schema import REWARD_METRICS, PipelineConfig
-from tuneline.data.formats import maybe_extract_prompt
+from tuneline.data.formats import as_reply, maybe_extract_prompt
 from tuneline.data.rendering import split_at_prompt
 from tuneline.errors import DataError, StageError
 from tuneline.evaluation.accuracy import verify
 from tuneline.evaluation.divergence import Divergences, Sampled, kl_divergences
 from tuneline.evaluation.measures import Answers, Draws, ScoredPairs
 from tuneline.evaluation.prompts import Prompts, read_prompts
-from tuneline.evaluation.sampling import Completion, as_reply, encode_prompts, sample_completions
+from tuneline.evaluation.sampling import Completion, encode_prompts, sample_completions
 from tuneline.evaluation.scoring import encode_answers, score_groups
 from tuneline.logging import get_logger
 from tuneline.models import prepare_for_trees

@@ -88,6 +88,16 @@ def test_a_conversation_that_fills_the_model_is_said_before_it_is_read():
     assert talker.ask("x" * 14, ChatSettings(max_new_tokens=5, seed=0)).num_tokens <= 2
 
 
+def test_a_question_that_one_model_cannot_answer_is_remembered_by_none():
+    talk, out = conversation(speaker("long", TEMPLATE), speaker("short", TEMPLATE, max_position_embeddings=64))
+    talk.talk(iter(["one", "x" * 60]))
+    assert "short reads at most 64" in out.getvalue()
+    asked = [[m["content"] for m in one.messages if m["role"] == "user"] for one in talk.speakers]
+    assert asked == [["one"], ["one"]]
+    talk.talk(iter(["/undo"]))
+    assert [one.messages for one in talk.speakers] == [[], []]
+
+
 def test_commands_change_what_is_remembered():
     talk, _ = conversation(speaker(template=TEMPLATE))
     talk.talk(iter(["/system be kind", "one", "two", "/undo"]))
@@ -101,14 +111,18 @@ def test_commands_change_what_is_remembered():
 
 def test_settings_are_changed_and_wrong_ones_refused_in_one_line():
     talk, out = conversation(speaker())
-    talk.talk(iter(["/set temperature=0.5", "/set top_p=2", "/set tempratur=1", "/set seed=x", "/nothing"]))
+    wrong = ["/set top_p=2", "/set tempratur=1", "/set seed=x", "/nothing", "/set seed=["]
+    talk.talk(iter(["/set temperature=0.5", *wrong]))
     assert talk.settings.temperature == 0.5
     lines = out.getvalue().splitlines()
     assert "temperature=0.5" in lines[0]
-    assert "top_p=2 must lie in (0, 1]" in lines[1]
+    assert "top_p=2.0 must lie in (0, 1]" in lines[1]
     assert "NAME is one of" in lines[2]
     assert "'x' is no whole number" in lines[3]
     assert "/nothing is not known" in lines[4]
+    assert "'[' is no whole number" in lines[5]
+    talk.talk(iter(["/set temperature=1e-1", "/set seed="]))
+    assert (talk.settings.temperature, talk.settings.seed) == (0.1, None)
 
 
 def test_a_saved_conversation_has_every_turn_of_every_model(tmp_path):

@@ -65,6 +65,9 @@ def test_pairs_are_read_as_they_were_written(tmp_path):
     hostile = make_pairs([{"prompt": dialogue}], [candidates(HOSTILE, "fine", scores=[0.5, 1])], round=3)[0]
     write_pairs(tmp_path / "pairs.jsonl", [*some_pairs(), *hostile])
     assert read_pairs(tmp_path / "pairs.jsonl") == [*some_pairs(), *hostile]
+    text = (tmp_path / "pairs.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text(text.removesuffix("\n"), encoding="utf-8")  # as editors may leave it
+    assert read_pairs(tmp_path / "pairs.jsonl") == [*some_pairs(), *hostile]
 
 
 def test_a_line_that_is_no_pair_is_named(tmp_path):

@@ -4,7 +4,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from tests.data.tiny_tokenizers import character_tokenizer
 from tests.models import tiny_causal_lm
-from tuneline.evaluation.sampling import as_reply, encode_prompts, sample_completions
+from tuneline.data.formats import as_reply
+from tuneline.evaluation.sampling import encode_prompts, sample_completions
 from tuneline.models import prepare_for_trees
 from tuneline.rollout.readable import why_not_readable
 from tuneline.rollout.stopping import stop_token_ids

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import transformers
-import yaml
 from rich.console import Console
 
 from tuneline.cli.speaker import Answer, ChatSettings, Speaker
 from tuneline.errors import ConfigError, ModelError, TunelineError
+from tuneline.models.loading import holds_model
 from tuneline.rewards.models import RewardModel
 
 HELP = """\
@@ -22,7 +22,7 @@ HELP = """\
 /undo             take the last message and its answer back
 /retry            ask the last message again
 /system TEXT      what the system says first; begins anew
-/set NAME=VALUE   max_new_tokens, temperature, top_p, top_k, seed; /set alone shows them
+/set NAME=VALUE   max_new_tokens, temperature, top_p, top_k, seed; no VALUE: the model's own; /set alone shows them
 /save FILE        write the conversation, as rows of messages with scores (.jsonl)
 /help, /quit      (or Ctrl-D); Ctrl-C ends an answer that is being written"""
 
@@ -36,7 +36,7 @@ def model_folder(name: str, checkout: Path | None) -> str:
     if checkout is None or Path(name).exists() or "/" in name or not (checkout / "models" / name).is_dir():
         return name
     folder = checkout / "models" / name
-    if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json", "reference.json")):
+    if not holds_model(folder):
         raise ModelError(f"{folder} holds no model: that stage is off in the last run's config, or has not run.")
     return str(folder)
 
@@ -152,15 +152,20 @@ class Conversation:
         self._commands[name](rest.strip())
 
     def ask(self, text: str) -> None:
-        """Each model's answer, as it is written."""
-        answers = []
-        for speaker in self.speakers:
-            if len(self.speakers) > 1:
-                self._say(speaker.name, "bold")
-            answer = speaker.ask(text, self.settings, show=self._write)
-            self._console.print()
-            self._say(_note(answer), "dim")
-            answers.append(answer)
+        """Each model's answer, as it is written. Where one cannot answer, none remembers the question."""
+        answers: list[Answer] = []
+        try:
+            for speaker in self.speakers:
+                if len(self.speakers) > 1:
+                    self._say(speaker.name, "bold")
+                answer = speaker.ask(text, self.settings, show=self._write)
+                self._console.print()
+                self._say(_note(answer), "dim")
+                answers.append(answer)
+        except TunelineError:
+            for speaker in self.speakers[: len(answers)]:
+                speaker.undo()
+            raise
         self._turns.append((text, answers))
 
     def clear(self) -> None:
@@ -230,13 +235,13 @@ class Conversation:
 
 
 def _number(name: str, text: str) -> float | int | None:
-    value = yaml.safe_load(text)
-    is_count = name in ("max_new_tokens", "top_k", "seed")
-    if value is None and name != "max_new_tokens":
+    if text in ("", "null") and name != "max_new_tokens":
         return None
-    if isinstance(value, bool) or not isinstance(value, int if is_count else (int, float)):
-        raise ConfigError(f"/set {name}={text}: {text!r} is no {'whole ' if is_count else ''}number.")
-    return value
+    is_count = name in ("max_new_tokens", "top_k", "seed")
+    try:
+        return int(text) if is_count else float(text)
+    except ValueError:
+        raise ConfigError(f"/set {name}={text}: {text!r} is no {'whole ' if is_count else ''}number.") from None
 
 
 def _note(answer: Answer) -> str:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from tuneline.data.formats import Messages, render_dialogue
+from tuneline.data.formats import Messages, as_reply, render_dialogue
 from tuneline.errors import ConfigError, ModelError
-from tuneline.models.loading import load_causal_lm, load_tokenizer, resolve_model
+from tuneline.models.loading import holds_model, load_causal_lm, load_tokenizer, resolve_model
 from tuneline.rewards.models import RewardModel
 
 
-@dataclass
+@dataclass(frozen=True)
 class ChatSettings:
-    """How answers are drawn; what is None is left to the model's own generation settings."""
+    """How answers are drawn; what is None is left to the model's own generation settings.
+
+    Raises:
+        ConfigError: a value that nothing can be drawn with.
+    """
 
     max_new_tokens: int = 512
     temperature: float | None = None
@@ -27,14 +32,10 @@ class ChatSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """ConfigError for a value that nothing can be drawn with."""
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={self.max_new_tokens} leaves no room for an answer; use 1 or more.")
-        if self.temperature is not None and self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} is negative; 0 takes the likeliest token.")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature={self.temperature} must be at least 0, which takes the likeliest token.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must lie in (0, 1].")
         if self.top_k is not None and self.top_k < 0:
@@ -107,9 +108,7 @@ class Speaker:
             ModelError: there is none, or it cannot be loaded.
         """
         folder = Path(name)
-        if folder.is_dir() and not any(
-            (folder / file).is_file() for file in ("config.json", "adapter_config.json", "reference.json")
-        ):
+        if folder.is_dir() and not holds_model(folder):
             raise ModelError(f"{name} holds no model (no config.json or adapter_config.json in it).")
         place, revision = resolve_model(name)
         at = {} if revision is None else {"revision": revision}
@@ -136,26 +135,24 @@ class Speaker:
         )
         ids = self.tokenizer(rendered, add_special_tokens=not self.is_conversational, return_tensors="pt").input_ids
         answer = self._write(ids.to(self.model.device), settings, show)
+        completion: Any = as_reply(prompt, answer.text)
+        if self.reward_model is not None and answer.text:
+            (score,) = self.reward_model([prompt], [completion])
+            answer = replace(answer, score=score)
         if self.is_conversational:
-            self.messages = [*prompt, {"role": "assistant", "content": answer.text}]
-        if self.reward_model is None or not answer.text:
-            return answer
-        completion: Any = self.messages[-1:] if self.is_conversational else answer.text
-        (score,) = self.reward_model([prompt], [completion])
-        return Answer(answer.text, answer.num_tokens, answer.is_cut_off, score)
+            self.messages = [*prompt, *completion]
+        return answer
 
-    def undo(self) -> bool:
-        """Forget the last question and its answer; False where there is none."""
-        if not any(message["role"] == "user" for message in self.messages):
-            return False
-        while self.messages.pop()["role"] != "user":
-            pass
-        return True
+    def undo(self) -> None:
+        """Forget the last question and its answer; nothing where none is remembered."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if asked:
+            del self.messages[asked[-1] :]
 
     def _write(self, ids: torch.Tensor, settings: ChatSettings, show: Callable[[str], None]) -> Answer:
         room = self._room(ids.shape[1])
         limit = settings.max_new_tokens if room is None else min(settings.max_new_tokens, room)
-        printing = _Printing(self.tokenizer, show)
+        printing, pad = _Printing(self.tokenizer, show), self.tokenizer.pad_token_id
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         interrupted = False
@@ -165,7 +162,7 @@ class Speaker:
                     ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=limit,
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                    pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
                     streamer=printing,
                     **settings.for_generate(),
                 )

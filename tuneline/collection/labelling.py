@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.collection.pairs import Pair
+from tuneline.data.formats import as_reply
 from tuneline.errors import DataError
 from tuneline.judges import BasePairwiseJudge
 from tuneline.rewards import RewardFunctions
@@ -41,7 +42,7 @@ def score_completions(
     names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
     scores = scorer.start(
         prompts=[row["prompt"] for row, _, _ in flat],
-        completions=[reply(row["prompt"], text) for row, text, _ in flat],
+        completions=[as_reply(row["prompt"], text) for row, text, _ in flat],
         completion_ids=[ids for _, _, ids in flat],
         columns={name: [row.get(name) for row, _, _ in flat] for name in names},
     ).result()
@@ -68,7 +69,7 @@ def labels_from_judge(judge: BasePairwiseJudge, pairs: Sequence[Pair], *, annota
     """What the judge prefers, each pair shown to it in an order that comes from the texts; where it fails there is no
     label."""
     prompts = [pair.prompt for pair in pairs]
-    verdicts = judge.judge(prompts, [[reply(p.prompt, p.a), reply(p.prompt, p.b)] for p in pairs])
+    verdicts = judge.judge(prompts, [[as_reply(p.prompt, p.a), as_reply(p.prompt, p.b)] for p in pairs])
     choices: dict[int, Choice] = {0: "a", 1: "b"}
     return [
         Label(pair.id, choices[verdict], annotator, "judge")
@@ -91,11 +92,6 @@ def agreement_with_scores(pairs: Sequence[Pair], labels: Sequence[Label]) -> flo
     return sum(hits) / len(hits) if hits else None
 
 
-def reply(prompt: Any, text: str) -> Any:
-    """A completion in the notation of its prompt: a message of the assistant, or the text itself."""
-    return [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
-
-
 def write_labels(path: Path, labels: Sequence[Label]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for label in labels:
@@ -111,6 +107,6 @@ def read_labels(path: Path) -> list[Label]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; run the stage collect, which labels the pairs.")
     try:
-        return [Label(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        return [Label(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} holds a line that is no label ({error}); run the stage collect again.") from None

@@ -155,12 +155,14 @@ def read_pairs(path: Path) -> list[Pair]:
         raise DataError(f"{path} does not exist; run the stage collect, which samples the pairs.")
     pairs = []
     lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which knows ends that a text may hold
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             fields = json.loads(line)
             for name in ("scores", "reward_scores"):
                 fields[name] = None if fields.get(name) is None else tuple(fields[name])
             pairs.append(Pair(**fields))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path}, row {number}: is no pair ({error}); run the stage collect again.") from None
     return pairs

@@ -117,6 +117,11 @@ def maybe_extract_prompt(example: Mapping[str, Any]) -> dict[str, Any]:
     return extract_prompt(example)
 
 
+def as_reply(prompt: Any, text: str) -> Any:
+    """A completion in the notation of its prompt: a message of the assistant, or the text itself."""
+    return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
+
+
 def apply_chat_template(
     example: Mapping[str, Any],
     processing_class: PreTrainedTokenizerBase,

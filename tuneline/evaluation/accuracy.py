@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tuneline.data.formats import as_reply
 from tuneline.evaluation.prompts import Prompts
-from tuneline.evaluation.sampling import Completion, as_reply
+from tuneline.evaluation.sampling import Completion
 from tuneline.rewards import RewardFunctions
 
 RIGHT = 0.5  # a verifier's reward above it means right

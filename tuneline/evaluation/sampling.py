@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tuneline.data.formats import is_messages
 from tuneline.data.rendering import Rows, tokenize_values
 from tuneline.logging import get_logger
 from tuneline.rollout.protocol import Request, Sampling, rollout_seed
@@ -94,11 +93,6 @@ def sample_completions(
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
         written = _generate_all(model, requests, sampling, pad, batch_size, tell)
     return [[_completion(ids, tokenizer, stops) for ids in group] for group in written]
-
-
-def as_reply(prompt: Any, text: str) -> Any:
-    """A completion in the notation of its prompt: a message of the assistant, or the text itself."""
-    return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
 
 
 class _Steps:

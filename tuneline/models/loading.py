@@ -44,6 +44,11 @@ def resolve_model(path: str | Path) -> tuple[str, str | None]:
     return named["name_or_path"], named.get("revision")
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds a model, an adapter, or the name of one (`reference.json`)."""
+    return any((folder / file).is_file() for file in ("config.json", "adapter_config.json", REFERENCE_FILE))
+
+
 def load_causal_lm(name: str, init_kwargs: dict[str, Any] | str | None = None, **kwargs: Any) -> PreTrainedModel:
     """A causal language model in float32, unless `init_kwargs` names another dtype; one that reads images too where
     the checkpoint is one."""
