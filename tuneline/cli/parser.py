@@ -10,6 +10,7 @@ from tuneline.cli.parser_collect import add_collect, add_rounds
 from tuneline.cli.parser_deployments import add_gpus, add_notify, add_server
 from tuneline.cli.parser_lineage import add_lineage_commands
 from tuneline.cli.parser_models import add_chat
+from tuneline.cli.parser_numbers import amount, count
 from tuneline.cli.parser_promotion import add_promotion_commands
 from tuneline.cli.parser_report import add_report_command
 from tuneline.cli.parser_storage import add_push_after_run, add_storage_commands
@@ -70,7 +71,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     """The parser of all commands; what it returns has `command` and that command's arguments."""
     parser = SuggestingParser(
         prog=prog,
-        description="Align language models: prepare, SFT, reward model, DPO, GRPO and evaluation, as one line.",
+        description="Align language models: prepare, SFT, reward model, DPO, PPO, GRPO and evaluation, as one line.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -84,7 +85,7 @@ def make_parser(prog: str = "tuneline", version: str = "") -> argparse.ArgumentP
     run = command("run", "Run the line that a config describes; what is up to date is not run again.")
     _add_config(run)
     run.add_argument("--force", action="store_true", help="run every stage, up to date or not")
-    run.add_argument("--parallel", action="store_true", help="train reward and dpo at the same time")
+    run.add_argument("--parallel", action="store_true", help="train at the same time what can, such as reward and dpo")
     _add_retries(run)
     add_push_after_run(run)
 
@@ -155,10 +156,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_retries(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--retries", type=_count, default=2, metavar="N", help="tries after a failed one (default 2)")
+    parser.add_argument("--retries", type=count(), default=2, metavar="N", help="tries after a failed one (default 2)")
     parser.add_argument(
         "--retry-delay",
-        type=float,
+        type=amount,
         default=10.0,
         metavar="SECONDS",
         help="wait before the first retry, doubled before each further one (default 10)",
@@ -169,9 +170,3 @@ def _override(text: str) -> str:
     if not re.match(r"[A-Za-z_][\w.\-]*=", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form section.name=value")
     return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count; use 0, 1, 2, ...")
-    return int(text)

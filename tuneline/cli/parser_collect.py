@@ -2,6 +2,8 @@
 
 import argparse
 
+from tuneline.cli.parser_numbers import count, port_or_free, share
+
 LABELS = ("verifier", "reward", "judge", "person")
 
 
@@ -15,8 +17,10 @@ def add_collect(parser: argparse.ArgumentParser) -> None:
 
     serve = action("serve", "Show the page on which people label, until it is stopped.")
     serve.add_argument("--pairs", metavar="FILE", help="what to label (default: data/collected/pairs.jsonl)")
-    serve.add_argument("--port", type=_port, metavar="N", help="on loopback (default: that of before, or a free one)")
-    serve.add_argument("--shared", type=_share, metavar="SHARE", help="of the pairs, shown to everyone (default 0.2)")
+    serve.add_argument(
+        "--port", type=port_or_free, metavar="N", help="on loopback (default: that of before, or a free one)"
+    )
+    serve.add_argument("--shared", type=share, metavar="SHARE", help="of the pairs, shown to everyone (default 0.2)")
     action("status", "Show how many pairs are labelled, by whom, and how far annotators agree.")
     export = action("export", "Write the labels as preference data, and the ties beside it.")
     export.add_argument("file", metavar="FILE", help="a file that ends in .jsonl")
@@ -26,32 +30,12 @@ def add_collect(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rounds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="how many, from the first (default 3)")
+    parser.add_argument("--rounds", type=count(1), default=3, metavar="N", help="how many, from the first (default 3)")
     parser.add_argument("--labels", choices=LABELS, help="who labels (default: what collect.labels says)")
-    parser.add_argument("--port", type=_port, metavar="N", help="of the page for people (default: that of before)")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds; use 1, 2, 3, ...")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; use 1024 to 65535, or 0 for a free one")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; use 0 to 1")
-    return share
+    parser.add_argument(
+        "--port", type=port_or_free, metavar="N", help="of the page for people (default: that of before)"
+    )
 
 
 def _rounds(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+    return [count(1)(part) for part in text.split(",")]

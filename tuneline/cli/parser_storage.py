@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+from tuneline.cli.parser_numbers import amount, count
+
 
 def add_storage_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Adds the commands; `command` makes the parser of one by its name and help."""
@@ -24,13 +26,13 @@ def add_storage_commands(command: Callable[[str, str], argparse.ArgumentParser])
     )
     gc.add_argument(
         "--keep-versions",
-        type=_count,
+        type=count(),
         metavar="N",
         help="of each registered model keep the newest N versions, and those with an alias (default: every version)",
     )
     gc.add_argument(
         "--keep-days",
-        type=float,
+        type=amount,
         default=0.0,
         metavar="N",
         help="keep all results of the last N days too, so that going back to their settings runs nothing again",
@@ -40,9 +42,3 @@ def add_storage_commands(command: Callable[[str, str], argparse.ArgumentParser])
 
 def add_push_after_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--push", action="store_true", help="send the results to DVC's default remote at the end")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count; use 0, 1, 2, ...")
-    return int(text)

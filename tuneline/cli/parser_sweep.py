@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+from tuneline.cli.parser_numbers import count
+
 
 def add_sweep(
     command: Callable[[str, str], argparse.ArgumentParser],
@@ -15,7 +17,7 @@ def add_sweep(
     )
     add_config(sweep)
     sweep.add_argument(
-        "--jobs", type=_positive, metavar="N", help="variants at the same time (default: as GPUs allow; 1 without any)"
+        "--jobs", type=count(1), metavar="N", help="variants at the same time (default: as GPUs allow; 1 without any)"
     )
     sweep.add_argument("--dry-run", action="store_true", help="print the variants and the expected time, run nothing")
     sweep.add_argument("--name", metavar="NAME", help="of the sweep's run and report (default: the config's and a key)")
@@ -44,9 +46,3 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
     best = parser.add_mutually_exclusive_group()
     best.add_argument("--minimize", dest="lower", action="store_const", const=True, help="less of the first is better")
     best.add_argument("--maximize", dest="lower", action="store_const", const=False, help="more of the first is better")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of variants; use 1, 2, ...")
-    return int(text)
