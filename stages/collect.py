@@ -66,8 +66,7 @@ def main() -> None:
     context = StageContext.load("collect")
     policy = context.config.collected_policy
     content = output_hashes(policy, Path.cwd()).get(f"models/{policy}", "")
-    aside = context.final.with_name("final.new")
-    with publish_folder(context.final, aside):
+    with publish_folder(context.final) as aside:
         collect(context.config, Path.cwd(), aside, context.report, context.metrics_file, content)
 
 

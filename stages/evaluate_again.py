@@ -42,8 +42,7 @@ def evaluate_again(root: Path, model: Path, out: Path) -> None:
         reward = root / "models" / "reward"
         if reward.is_dir() and why_off(reward) is None:
             answers = score_with(reward, prompts, answers, config)
-        with publish_folder(out, out.with_name(f"{out.name}.new")):
-            aside = out.with_name(f"{out.name}.new")
+        with publish_folder(out) as aside:
             write_items(aside, prompts, {CHAMPION: answers[CHAMPION]}, config.evaluate.model_dump())
 
 

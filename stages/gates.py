@@ -17,6 +17,7 @@ from typing import Any
 
 from stages.context import StageContext
 from stages.schema_gates import GatesSection
+from stages.storage import write_whole
 from tuneline.errors import StageError
 from tuneline.logging import get_logger
 
@@ -158,6 +159,4 @@ def check_reward_model(gates: Gates, metrics: Path) -> None:
 def _write(work: Path, gates: Sequence[Gate]) -> None:
     if not gates and not (work / GATES_FILE).is_file():
         return
-    aside = work / f"{GATES_FILE}.new"
-    aside.write_text(json.dumps([asdict(gate) for gate in gates], indent=1) + "\n")
-    os.replace(aside, work / GATES_FILE)
+    write_whole(work / GATES_FILE, json.dumps([asdict(gate) for gate in gates], indent=1) + "\n")

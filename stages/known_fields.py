@@ -6,6 +6,7 @@ remembered in .work/checked, by the settings, the versions of the libraries and 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -250,4 +251,6 @@ if __name__ == "__main__":
     import logging
 
     logging.disable(logging.WARNING)
-    json.dump([list(find_errors(asked)) for asked in json.load(sys.stdin)], sys.stdout)
+    with contextlib.redirect_stdout(sys.stderr):  # a module with rewards of the user's may print as it is imported
+        answer = [list(find_errors(asked)) for asked in json.load(sys.stdin)]
+    json.dump(answer, sys.stdout)

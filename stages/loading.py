@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from stages.cross_checks import contradictions
 from stages.known_fields import remember_valid_fields, unknown_fields
 from stages.schema import PipelineConfig
 from stages.settings_errors import MISSING, SettingError
+from stages.storage import write_whole
 from tuneline.errors import ConfigError
 
 _HEADER = "# The settings of the last run, written by `tuneline run`; dvc.yaml reads them section by section.\n"
@@ -98,11 +99,10 @@ def load_params(path: Path) -> PipelineConfig:
 def write_params(config: PipelineConfig, path: Path = Path("params.yaml")) -> None:
     """Make a config the active one: written aside and renamed; a file that says the same already is left alone."""
     settings = config.model_dump(mode="json")
-    if path.is_file() and yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader) == settings:
-        return
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(_HEADER + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(aside, path)
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # missing, or damaged: it is written anew
+        if yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader) == settings:
+            return
+    write_whole(path, _HEADER + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -113,6 +113,8 @@ class YamlLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):  # a list or mapping, which the loader refuses as a name
+                continue
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands here twice", key.start_mark)
             seen.add(key.value)

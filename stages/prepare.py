@@ -52,8 +52,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     context = StageContext.load("prepare")
-    aside = context.final.with_name("final.new")
-    with publish_folder(context.final, aside):
+    with publish_folder(context.final) as aside:
         prepare(context.config, aside / "prepared", aside / "base", context.report)
 
 

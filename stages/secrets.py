@@ -30,5 +30,7 @@ def without_secrets(text: str) -> str:
     return _IN_URL.sub(r"\1***@", text)
 
 
-def _values() -> set[str]:
-    return {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
+def _values() -> list[str]:
+    """The longest first: one may begin with another, and what is left of it would be shown."""
+    values = {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
+    return sorted(values, key=len, reverse=True)

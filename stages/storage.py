@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,27 @@ def sync_tree(path: Path) -> None:
         _sync(path)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and rename it: whoever reads it, and whatever dies, finds the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
-def publish_folder(final: Path, aside: Path) -> Iterator[None]:
-    """Fill `aside`; on leaving it is synced and becomes `final`. On an error `final` stays as it was."""
+def publish_folder(final: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; on leaving it is synced and becomes `final`, which on an error stays as it was.
+
+    What a killed process has left beside `final` is removed by the next one, so one at a time may publish.
+    """
+    aside = final.with_name(f"{final.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield
+    yield aside
     sync_tree(aside)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
@@ -34,10 +49,14 @@ def publish_folder(final: Path, aside: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line that was cut off is left out."""
+    """Lines of a metrics.jsonl; one that was cut off, or is being written, is left out."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = []
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def _sync(path: Path) -> None:

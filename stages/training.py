@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from stages.gates import gate_metrics
 from stages.off import PLOTTED
 from stages.schema import TrainingSection
 from stages.start import START, verify_start
-from stages.storage import publish_folder, read_metrics, sync_tree
+from stages.storage import publish_folder, read_metrics, sync_tree, write_whole
 from stages.supervise import crash_point
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
@@ -159,14 +158,13 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         lines = read_metrics(self.path)
-        kept = [line for line in lines if line["step"] <= state.global_step]
+        dropped = [line for line in lines if line["step"] > state.global_step]
         with self.dropped.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines if line not in kept)
+            file.writelines(json.dumps(line) + "\n" for line in dropped)
         for line in read_metrics(self.dropped):
             self._first_written.setdefault(_place(line), line["timestamp"])
-        aside = self.path.with_suffix(".new")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(aside, self.path)
+        kept = (line for line in lines if line["step"] <= state.global_step)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self,
@@ -230,8 +228,7 @@ def save_model(trainer: BaseTrainer, final: Path, published: Callable[[Any, dict
     tensors = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model, state_dict = published(trainer.accelerator.unwrap_model(trainer.model_wrapped), tensors)
-        aside = final.with_name("final.new")
-        with publish_folder(final, aside):
+        with publish_folder(final) as aside:
             if isinstance(model, PeftModel):
                 adapters = list(model.active_adapters)  # without those that served training alone
                 model.save_pretrained(aside / "adapter", state_dict=state_dict, selected_adapters=adapters)

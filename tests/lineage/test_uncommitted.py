@@ -8,7 +8,7 @@ import pytest
 from stages import uncommitted as module
 from stages.secrets import holds_secret, without_secrets
 from stages.uncommitted import uncommitted
-from tests.lineage.conftest import git
+from tests.lineage.checkouts import git
 
 KEY = "q8Zk3vPw72LmXc90TyBn41Rd"
 
@@ -81,6 +81,8 @@ def test_the_value_of_a_variable_that_is_named_as_a_secret_is_one(checkout: Path
     (checkout / "code.py").write_text("say('plain-looking words')\n")
     assert "secret" in uncommitted(checkout).tag
     assert without_secrets("sent plain-looking words to s3://a:bcd@host/x") == "sent *** to s3://***@host/x"
+    monkeypatch.setenv("OTHER_TOKEN", "plain-looking words and more")
+    assert without_secrets("sent plain-looking words and more") == "sent ***"
 
 
 def test_ordinary_code_is_no_secret():

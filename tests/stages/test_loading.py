@@ -3,7 +3,6 @@
 import functools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from stages.cross_checks import contradictions
 from stages.loading import load_config, load_params, write_params
 from stages.schema import NO_FILE, PipelineConfig
+from tests.processor_time import processor_time_of_children
 from tuneline.errors import ConfigError
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -77,6 +77,14 @@ def test_all_errors_are_told_at_once_and_none_twice(errors):
 
 def test_options_that_contradict_each_other_are_told_in_the_words_of_the_trainer(errors):
     assert any(line.startswith("  dpo.training: label_smoothing=0.7") for line in errors)
+
+
+def test_a_module_of_rewards_may_print_as_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "loud_rewards.py").write_text("print('hello')\ndef kind(completions, **columns): return [1.0]\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    load_config(TINY, ["grpo.rewards=[{name: loud_rewards.kind}]"], root=tmp_path)
+    with pytest.raises(ConfigError, match="loud_rewards"):
+        load_config(TINY, ["grpo.rewards=[{name: loud_rewards.other}]"], root=tmp_path)
 
 
 def test_a_secret_is_refused_and_not_shown(errors):
@@ -145,6 +153,7 @@ def test_a_value_that_cannot_be_is_refused(tmp_path, dotted, value, message):
         ("name: a\nname: b\n", "`name` stands here twice"),
         ("name: [a\n", "is no valid YAML"),
         ("- a\n", "holds no settings; it needs at least name, model, prepare"),
+        ("{[a]: b}\n", "is no valid YAML.* unhashable key"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
@@ -174,6 +183,9 @@ def test_values_are_those_of_yaml_1_2_and_of_dvc(tmp_path):
     written = (tmp_path / "params.yaml").stat()
     write_params(config, tmp_path / "params.yaml")
     assert (tmp_path / "params.yaml").stat().st_ino == written.st_ino  # the same settings: left alone
+    (tmp_path / "params.yaml").write_text("<<<<<<< HEAD\nseed: 1\n=======\nseed: 2\n>>>>>>> other\n")
+    write_params(config, tmp_path / "params.yaml")
+    assert load_params(tmp_path / "params.yaml") == config
 
 
 def test_files_that_a_config_names_are_those_that_dvc_watches(tmp_path):
@@ -198,10 +210,10 @@ def test_a_config_that_was_checked_before_is_loaded_in_well_under_a_second():
     code = f"import sys; {load}; assert 'torch' not in sys.modules"
     times = []
     for _ in range(3):
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-        times.append(time.monotonic() - started)
-    assert min(times) < 1.5  # 0.3 s on a quiet machine
+        with processor_time_of_children() as taken:
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        times.append(taken.seconds)
+    assert min(times) < 0.8
 
 
 def test_a_line_without_preferences_or_rewards_has_stages_that_are_off():
