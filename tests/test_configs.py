@@ -47,7 +47,9 @@ SETTINGS = sorted({(section.__name__, name) for section in sections() for name i
 def test_every_setting_has_a_help_text_and_is_read(section, name):
     field = next(s for s in sections() if s.__name__ == section).model_fields[name]
     assert field.description
-    code = [path for path in (ROOT / "stages").glob("*.py") if path.name not in ("schema.py", "cross_checks.py")]
+    declared = re.compile(r"schema\w*\.py|cross_checks\.py")
+    folders = ("stages", "tasks", "flows")
+    code = [path for folder in folders for path in (ROOT / folder).glob("*.py") if not declared.fullmatch(path.name)]
     code += [path for folder in ("models", "data") for path in (ROOT / "tuneline" / folder).glob("*.py")]
     text = "\n".join(path.read_text() for path in code)
     assert re.search(rf"\b{name}\b", text), f"nothing reads {section}.{name}"

@@ -79,10 +79,10 @@ def test_a_phase_within_another_is_taken_out_of_it():
     phases, owner = Phases(), Owner()
     phases.watch("inner", owner, "sleep")
     with phases.timed("outer"):
-        assert owner.sleep(0.02) == "slept"
-    assert phases.seconds["inner"] >= 0.02
-    assert phases.seconds["outer"] < 0.01
-    assert 0 <= phases.processor_seconds["inner"] < 0.02
+        assert owner.sleep(0.5) == "slept"
+    assert phases.seconds["inner"] >= 0.5
+    assert phases.seconds["outer"] < 0.4
+    assert 0 <= phases.processor_seconds["inner"] < 0.4
 
 
 def test_batches_that_do_not_divide_a_step_are_refused():

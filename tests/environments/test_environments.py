@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.environments.scripts import call, policy, sampling, text_of, tokenizer, tool_outputs, turns, user
+from tests.meeting import Meeting
 from tuneline.environments import ConcurrentCalls, EnvironmentPool, Interaction, environment_tools
 from tuneline.environments.pool import with_observation
 from tuneline.errors import ConfigError, DataError, RolloutError
@@ -141,27 +142,32 @@ def test_a_rows_column_says_which_environment_it_uses():
 
 
 def test_async_rewards_of_a_batch_are_asked_at_once():
-    whole = interaction(Judge)
+    meeting = Meeting(10)
+
+    class Jury(Door):
+        async def get_reward(self):
+            await meeting.wait_async()
+            return 1.0
+
+    whole = interaction(Jury)
     held = whole.run(turns("ok"), rows(*"abcdefghij"), list(range(10)), sampling())
-    start = time.perf_counter()
-    asyncio.run(whole.reward_functions[0](environments=held.environments))
-    assert time.perf_counter() - start < 0.7  # one after the other it would be 1 s
+    assert asyncio.run(whole.reward_functions[0](environments=held.environments)) == [1.0] * 10
 
 
 def test_resets_of_a_batch_run_at_the_same_time():
-    class Slow(Door):
+    meeting, another = Meeting(10), Meeting(10)
+
+    class Meets(Door):
         def reset(self, **row):
-            time.sleep(0.2)
+            meeting.wait()
 
-    class SlowAsync(Door):
+    class MeetsAsync(Door):
         async def reset(self, **row):
-            await asyncio.sleep(0.2)
+            await another.wait_async()
 
-    for factory in (Slow, SlowAsync):
-        whole = interaction(factory)
-        start = time.perf_counter()
-        whole.run(turns("ok"), rows(*"abcdefghij"), list(range(10)), sampling())
-        assert time.perf_counter() - start < 1.5  # one after the other it would be 2 s
+    for factory in (Meets, MeetsAsync):
+        held = interaction(factory).run(turns("ok"), rows(*"abcdefghij"), list(range(10)), sampling())
+        assert len(held.environments) == 10
 
 
 def test_tools_and_environments_go_together():

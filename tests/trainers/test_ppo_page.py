@@ -30,12 +30,14 @@ def test_the_example_of_the_page_runs_and_its_metrics_are_logged(tmp_path, monke
     AutoModelForCausalLM.from_pretrained("runs/policy")
     (line,) = [line for line in trainer.state.log_history if "loss" in line]
     table = text[text.index("## What the log says") :]
-    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
-        assert set(re.findall(r"`(.*?)`", row)) <= line.keys()
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)}
+    assert "objective/kl" in named
+    assert named <= line.keys()
 
 
 def test_the_options_of_the_page_are_there():
     known = {field.name for field in fields(PPOConfig)}
     section = PAGE.read_text().split("## The value function")[0].split("## A generation")[1]
     named = set(re.findall(r"`([a-z_]+)`", section))
+    assert "num_ppo_epochs" in named
     assert named <= known

@@ -1,5 +1,6 @@
 """What goes wrong between the trainer and a server, each named with the server and the endpoint."""
 
+import threading
 import time
 
 import pytest
@@ -24,14 +25,17 @@ def test_a_refused_connection_names_server_and_endpoint():
 
 
 def test_a_server_that_stays_silent_times_out():
+    may_end = threading.Event()
+
     def silent(body, handler):
-        time.sleep(1.0)
+        may_end.wait(60)
 
     with SmallServer({"/slow": silent}).running() as server:
         started = time.monotonic()
         with pytest.raises(RolloutError, match=rf"{server.url}: GET /slow: no answer in 0\.2 s"):
             VLLMClient(server.url).get("/slow", timeout=0.2)
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 30
+        may_end.set()
         assert server.paths() == ["/slow"]  # what may still be at work is not asked again
 
 
@@ -41,7 +45,7 @@ def test_a_server_that_trickles_times_out_as_a_whole():
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
         try:
-            for _ in range(30):
+            for _ in range(1000):
                 handler.wfile.write(b" ")
                 handler.wfile.flush()
                 time.sleep(0.05)
@@ -52,7 +56,7 @@ def test_a_server_that_trickles_times_out_as_a_whole():
         started = time.monotonic()
         with pytest.raises(RolloutError, match=r"no answer in 0\.3 s"):
             VLLMClient(server.url).get("/slow", timeout=0.3)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 30  # of 50 s that all of it would take
 
 
 def test_a_lost_connection_is_tried_again_where_that_does_no_harm():
