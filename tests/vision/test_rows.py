@@ -108,6 +108,15 @@ def test_images_within_messages_stand_between_those_of_the_column():
     assert row_images(row) == ["first.png", "own.png"]
 
 
+def half_a_picture():
+    content = io.BytesIO()
+    drawn_image(0).save(content, format="PNG")
+    return content.getvalue()[: len(content.getvalue()) // 2]
+
+
+HALF_A_PICTURE = half_a_picture()
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -115,6 +124,8 @@ def test_images_within_messages_stand_between_those_of_the_column():
         ([drawn_image(0), drawn_image(1)], r"Row 0 .* have 1 places for images, and 2 images are given"),
         (["no/such.png"], r"Row 0 of the dataset: the image 'no/such\.png' is not there; paths are read from"),
         ([{"bytes": b"no picture", "path": None}], r"Row 0 of the dataset: an image cannot be read"),
+        ([{"bytes": HALF_A_PICTURE, "path": None}], r"Row 0 of the dataset: an image cannot be read .*truncated"),
+        (["http://127.0.0.1:1/x.png"], r"Row 0 of the dataset: the image 'http.*x\.png' cannot be fetched"),
     ],
 )
 def test_images_that_do_not_fit_are_told_by_their_row(images, message):

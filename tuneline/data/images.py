@@ -92,30 +92,44 @@ def with_image_column(dataset: Any, first: Mapping[str, Any]) -> Any:
 
 
 def open_image(image: Any) -> Image.Image:
-    """An image of whichever of the kinds above, opened.
+    """An image of whichever of the kinds above, with its pixels read.
 
     Raises:
-        DataError: there is no such file, or it is no image.
+        DataError: there is no such file, it is no image or a damaged one, or its address does not answer.
     """
     try:
         match image:
             case Image.Image():
                 return image
             case {"bytes": bytes(content)} if content:
-                return Image.open(io.BytesIO(content))
+                return _read(io.BytesIO(content))
             case {"path": str(path)}:
                 return open_image(path)
             case str() | Path() if not str(image).startswith(("http://", "https://", "data:")):
-                return Image.open(image)
+                return _read(image)
             case str():
-                return load_image(image, timeout=60)
+                return _fetched(image)
             case np.ndarray() | list():
                 return Image.fromarray(np.asarray(image, dtype=np.uint8))
     except FileNotFoundError:
         raise DataError(f"the image {str(image)!r} is not there; paths are read from {Path.cwd()}.") from None
-    except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, TypeError) as error:
         raise DataError(f"an image cannot be read ({_shown(image)}): {error}") from error
     raise DataError(f"{_shown(image)} is no image; give a PIL image, an array, a path, or {{'bytes', 'path'}}.")
+
+
+def _read(source: Any) -> Image.Image:
+    """From a path or a file; its pixels too, as a file that was cut off shows by them alone."""
+    image = Image.open(source)
+    image.load()
+    return image
+
+
+def _fetched(address: str) -> Image.Image:
+    try:
+        return load_image(address, timeout=60)
+    except Exception as error:  # those of whichever client transformers fetches with
+        raise DataError(f"the image {_shown(address)} cannot be fetched: {error}") from error
 
 
 def image_inputs(processor: ProcessorMixin, images: Sequence[Any]) -> dict[str, Tensor]:
