@@ -85,6 +85,7 @@ SCHEDULE = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "learning
         pytest.param(
             "dpo", {"per_device_train_batch_size": 2, "precompute_ref_log_probs": True}, marks=pytest.mark.slow
         ),
+        ("dpo", {"per_device_train_batch_size": 2, "sync_ref_model": True, "ref_model_sync_steps": 1}),
         ("grpo", {"num_iterations": 2, "steps_per_generation": 2, "per_device_train_batch_size": 4, "beta": 0.1}),
     ],
     ids=str,

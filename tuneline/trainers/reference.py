@@ -20,6 +20,7 @@ from tuneline.errors import ConfigError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.adapters import REFERENCE_ADAPTER, active_adapter, adapters_off, add_adapter_beside
 from tuneline.models.layouts import policy_of, prepare_for_trees, unwrapped
+from tuneline.models.saved_names import take_saved_names
 from tuneline.trees import PromptTrees
 
 
@@ -121,6 +122,7 @@ class SyncReference(TrainerCallback):
 
     def __init__(self, reference: PreTrainedModel, *, alpha: float, every: int):
         self.reference, self.alpha, self.every = reference, alpha, every
+        take_saved_names(reference)
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
