@@ -101,17 +101,18 @@ def size_limit() -> int:
 
 def remove_oldest(folder: Path, limit: int) -> None:
     """Remove entries, longest unused first, until all together take `limit` bytes; those in use stay."""
-    uses = {use.with_suffix(""): use for use in folder.glob("*.use")}
-    sizes = {entry: sum(file.stat().st_size for file in entry.glob("*")) for entry in uses if entry.is_dir()}
-    total = sum(sizes.values())
-    for entry in sorted(sizes, key=lambda entry: uses[entry].stat().st_mtime):
-        if total <= limit:
-            return
-        with uses[entry].open() as use, entry.with_suffix(".lock").open("a") as lock:
-            if _try_lock(use) and _try_lock(lock):
-                shutil.rmtree(entry)
-                total -= sizes[entry]
-                logger.info("removed tokenised rows that were not used for longest: %s", entry)
+    with _locked(folder / "removing.lock"):  # or a process would measure what another takes away
+        uses = {use.with_suffix(""): use for use in folder.glob("*.use")}
+        sizes = {entry: sum(file.stat().st_size for file in entry.glob("*")) for entry in uses if entry.is_dir()}
+        total = sum(sizes.values())
+        for entry in sorted(sizes, key=lambda entry: uses[entry].stat().st_mtime):
+            if total <= limit:
+                return
+            with uses[entry].open() as use, entry.with_suffix(".lock").open("a") as lock:
+                if _try_lock(use) and _try_lock(lock):
+                    shutil.rmtree(entry)
+                    total -= sizes[entry]
+                    logger.info("removed tokenised rows that were not used for longest: %s", entry)
 
 
 def cache_key(dataset: Dataset, function: Callable, arguments: Mapping[str, Any]) -> str | None:
