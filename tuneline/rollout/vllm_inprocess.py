@@ -90,7 +90,6 @@ class VLLMInProcess:
         config = self._llm.llm_engine.vllm_config
         self.vocab_size: int = config.model_config.get_vocab_size()
         self.max_length: int = config.model_config.max_model_len
-        self._dtype: torch.dtype = config.model_config.dtype
         self._max_lora_rank = config.lora_config.max_lora_rank if config.lora_config else 0
         self._regex, self._max_support = structured_outputs_regex, max_support
         self._sleeps = enable_sleep_mode

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -250,15 +251,14 @@ def log_end(path: Path, num_lines: int = 20) -> str:
 _AN_ERROR = re.compile(r"\w+(Error|Exception): .+")
 
 
+@cache
 def _import_path() -> str:
-    """A folder that holds this package and nothing else: that of site-packages would hide the server's own packages."""
-    folder = Path(tempfile.gettempdir()) / f"tuneline-import-{os.getuid()}-{os.getpid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    link = folder / "tuneline"
-    if not link.is_symlink():
-        link.symlink_to(Path(tuneline.__file__).resolve().parent)
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return str(folder)
+    """A folder that holds this package and nothing else: that of site-packages would hide the server's own packages.
+    Its name is new, so that nobody else can have put another package there."""
+    folder = tempfile.mkdtemp(prefix="tuneline-import-")
+    Path(folder, "tuneline").symlink_to(Path(tuneline.__file__).resolve().parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _free_port(host: str) -> int:
