@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import GenerationConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tuneline.errors import ConfigError
 from tuneline.models.layouts import base_model, policy_of
@@ -43,6 +44,9 @@ class Answers:
         purpose: what the draws are named by.
         generation_config: max_new_tokens, do_sample, temperature, top_p and top_k are read; None for the likeliest
             tokens, at most 64.
+
+    Raises:
+        ConfigError: the policy's weights are spread over processes, of which one alone would answer.
     """
 
     def __init__(
@@ -52,6 +56,11 @@ class Answers:
         purpose: str,
         generation_config: GenerationConfig | None,
     ):
+        if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ConfigError(
+                f"{purpose}: the main process draws answers from the policy, whose weights are spread over processes "
+                "here; train with DDP, or leave the callback out."
+            )
         self.trainer, self.rows, self.purpose = trainer, rows, purpose
         stops = tuple(stop_token_ids(base_model(trainer.model), trainer.processing_class))
         self.sampling = _sampling(generation_config, stops)

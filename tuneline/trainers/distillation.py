@@ -117,7 +117,7 @@ class DistillationTrainer(TaughtTrainer):
         tools: Iterable[Callable[..., Any]] | None = None,
         rollout_engine: RolloutEngine | None = None,
     ):
-        config: DistillationConfig = default_args(DistillationConfig, model, self.method) if args is None else args
+        config: DistillationConfig = default_args(self.config_class, model, self.method) if args is None else args
 
         def interaction(tokenizer: Any, stop_token_ids: Sequence[int]) -> Interaction:
             return Interaction(

@@ -61,7 +61,7 @@ class OnlineTrainer(BaseTrainer):
             sequence classifier, its name or folder; a `RewardAdapter` on the policy's own base; a URL.
         train_dataset, eval_dataset: rows with a `prompt`, text or messages; their other columns go to the rewards.
         reward_processing_classes: tokenizers of reward models, one a function.
-        interaction: tools and environments.
+        make_interaction: makes tools and environments of the tokenizer and the tokens that end a turn.
         rollout_func: makes the rollouts instead of the engine.
         rollout_engine: draws completions, from log-probabilities of its own that GRPO corrects for; None for the model
             itself, or vLLM where the configuration says so.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from tuneline.models.layouts import policy_of
 from tuneline.rollout.protocol import RolloutEngine
-from tuneline.trainers.base import Rows, default_args
+from tuneline.trainers.base import Rows
 from tuneline.trainers.distillation import DistillationTrainer
 from tuneline.trainers.server_distillation_config import ServerDistillationConfig
 from tuneline.trainers.server_teacher import ServerTeacher
@@ -46,7 +46,7 @@ class ServerDistillationTrainer(DistillationTrainer):
     ):
         super().__init__(
             model=model,
-            args=default_args(ServerDistillationConfig, model, self.method) if args is None else args,
+            args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -68,4 +68,5 @@ class ServerDistillationTrainer(DistillationTrainer):
             top_k=a.loss_top_k,
             add_tail=a.loss_add_tail,
             timeout=a.vllm_request_timeout,
+            wait=a.vllm_server_timeout,
         )

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from tuneline.errors import ConfigError
 from tuneline.trainers.distillation_config import DistillationConfig
+from tuneline.trainers.older_names import takes_older_options
 
 
+@takes_older_options
 @dataclass
 class ServerDistillationConfig(DistillationConfig):
     """Names and defaults of TRL 1.16's `ServerDistillationConfig`."""

@@ -28,6 +28,7 @@ class ServerTeacher:
             was written; between: that one and the teacher's likeliest.
         add_tail: see `jsd_on_support`.
         timeout: seconds for a call.
+        wait: seconds until the server must be healthy.
 
     Raises:
         ConfigError: an address that is none, or a server of several models.
@@ -35,7 +36,7 @@ class ServerTeacher:
     """
 
     def __init__(
-        self, url: str, vocab_size: int, *, beta: float, top_k: int, add_tail: bool, timeout: float, wait: float = 60.0
+        self, url: str, vocab_size: int, *, beta: float, top_k: int, add_tail: bool, timeout: float, wait: float = 240.0
     ):
         self._client = VLLMClient(url, timeout, option="teacher_model_server_url")
         self._vocab_size = vocab_size
