@@ -41,7 +41,11 @@ def publish_folder(final: Path) -> Iterator[Path]:
     aside = final.with_name(f"{final.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield aside
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # where the disk is full it makes room
+        raise
     sync_tree(aside)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)

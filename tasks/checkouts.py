@@ -6,10 +6,12 @@ is gone without a trace when that folder is removed.
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from stages.storage import write_whole
 from tasks.tracking import tracking_uri
 from tuneline.errors import TunelineError
 
@@ -38,17 +40,18 @@ def scratch_checkout(root: Path, folder: Path, revision: str | None = None, *, f
     root, folder, files = root.absolute(), folder.absolute(), tuple(files)
     top = Path(_git(root, "rev-parse", "--show-toplevel"))
     commit = _commit(root, revision)
-    changes = b"" if revision is not None else _run(top, "diff", "--binary", "--no-ext-diff", "HEAD")
+    changes = b"" if revision is not None else run_git(top, "diff", "--binary", "--no-ext-diff", "HEAD")
     clone = folder / _place(top, root, files)
-    if not (clone / ".git" / _STAMP).is_file():
+    stamp, wanted = clone / ".git" / _STAMP, f"{commit} {hashlib.sha256(changes).hexdigest()}\n"
+    if not stamp.is_file():
+        shutil.rmtree(clone, ignore_errors=True)  # one that was killed while it was made
         clone.parent.mkdir(parents=True, exist_ok=True)
         _git(folder, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone))
-    stamp = f"{commit} {hashlib.sha256(changes).hexdigest()}\n"
-    if not (clone / ".git" / _STAMP).is_file() or (clone / ".git" / _STAMP).read_text() != stamp:
+    if not stamp.is_file() or stamp.read_text() != wanted:
         _git(clone, "checkout", "--quiet", "--force", "--detach", commit)
-        if changes:
-            _run(clone, "apply", "--whitespace=nowarn", "-", text=changes)
-        (clone / ".git" / _STAMP).write_text(stamp)
+        if changes:  # to the index too, so that the next checkout takes away files that they add
+            run_git(clone, "apply", "--index", "--whitespace=nowarn", "-", text=changes)
+        write_whole(stamp, wanted)
     made = clone / root.resolve().relative_to(top.resolve())
     _share_cache(root, made, folder)
     _link(root, made, files)
@@ -92,6 +95,7 @@ def _share_cache(root: Path, made: Path, folder: Path) -> None:
         with Repo(str(root)) as repo:
             cache, known = repo.cache.local_cache_dir, Config(repo.dvc_dir)
             levels = [known.load_one(level) for level in ("repo", "local")]
+        (made / ".dvc" / "config.local").touch(mode=0o600)  # it may hold what opens a remote
         with Config(str(made / ".dvc")).edit("local") as config:
             for level in levels:  # a remote's relative path is one from `root`
                 for name, remote in level["remote"].items():
@@ -101,7 +105,6 @@ def _share_cache(root: Path, made: Path, folder: Path) -> None:
             config["cache"].update({**levels[1]["cache"], "dir": cache})
             # Its tables of what it has hashed would lie in /var/tmp, and be left behind there.
             config["core"]["site_cache_dir"] = str(folder / ".dvc-site-cache")
-        os.chmod(made / ".dvc" / "config.local", 0o600)  # it may hold what opens a remote
     except DvcException as error:
         raise TunelineError(f"DVC cannot use {root}: {error}; a scratch checkout shares its cache.") from error
 
@@ -117,14 +120,22 @@ def _link(root: Path, made: Path, files: Iterable[str]) -> None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    return _run(folder, *arguments).decode().strip()
+    return run_git(folder, *arguments).decode().strip()
 
 
-def _run(folder: Path, *arguments: str, text: bytes | None = None) -> bytes:
+def run_git(folder: Path, *arguments: str, text: bytes | None = None) -> bytes:
+    """What git prints.
+
+    Args:
+        text: what it reads from its standard input.
+
+    Raises:
+        TunelineError: it is missing, or fails.
+    """
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, input=text, capture_output=True, check=False)
     except OSError as error:
-        raise TunelineError(f"git cannot be started ({error}); a scratch checkout needs it.") from error
+        raise TunelineError(f"git cannot be started ({error}); it has to be installed.") from error
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         raise TunelineError(f"git {arguments[0]} failed in {folder}: {reason}")

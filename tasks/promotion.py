@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stages.loading import load_params
 from stages.schema import PipelineConfig
 from stages.schema_promotion import PromotionSection
+from stages.storage import write_whole
 from stages.tracking import git_tags
 from tasks.display import display
+from tasks.graph import PARAMS_FILE
 from tasks.lineage_records import Records, file_hash
 from tasks.promotion_gate import Line, compare
 from tasks.promotion_results import Candidate, champion_results, find_candidate
-from tasks.registry import Registry, Version, timestamp, who
+from tasks.registry import Registry, RegistryError, Version, timestamp, who
 from tuneline.errors import DataError, ModelError, StageError, TunelineError
 from tuneline.logging import get_logger
 
 logger = get_logger(__name__)
 
 PROMOTION_FILE = Path("reports/promotion.json")
-PARAMS_FILE = "params.yaml"
 _LONGEST_TAG = 4500  # characters; registries cut or refuse longer ones
 
 
@@ -120,7 +120,10 @@ def promote(root: Path, ask: Ask | None = None, *, again: bool = False) -> Decis
     _judge(decision, records, config, candidate, registry, champion)
     if decision.passed:
         _move(decision, registry, config.promotion, version, champion, ask)
-    registry.tag(version, _tags(decision))
+    try:
+        registry.tag(version, _tags(decision))
+    except RegistryError as error:  # the alias is what counts, and it has moved or stayed
+        decision.reasons.append(f"the version's tags do not say so: {error}")
     _write(root, decision)
     return decision
 
@@ -132,15 +135,7 @@ def try_to_promote(root: Path, ask: Ask | None = None) -> Decision | None:
     except (TunelineError, OSError, ValueError, LookupError) as error:  # the latter: files that are damaged
         display.say(f"No version was promoted: {error}", "yellow")
         logger.warning("no version was promoted: %s", error, exc_info=not isinstance(error, TunelineError))
-        record: dict[str, Any] = {
-            "model": "",
-            "version": "",
-            "champion": None,
-            "alias_moved": False,
-            "regressed": False,
-        }
-        record |= {"reasons": [str(error)], "metrics": [], "held_out_digest": "", "at": timestamp(), "key": ""}
-        _put(root, record)
+        _write(root, Decision("", "", "", None, "", key="", reasons=[str(error)]))
         return None
     if decision is not None:
         display.say(decision.headline(), "green" if decision.alias_moved else "yellow")
@@ -264,12 +259,4 @@ def _tags(decision: Decision) -> dict[str, str]:
 
 
 def _write(root: Path, decision: Decision) -> None:
-    _put(root, asdict(decision))
-
-
-def _put(root: Path, record: dict[str, Any]) -> None:
-    path = root / PROMOTION_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(root / PROMOTION_FILE, json.dumps(asdict(decision), indent=1, ensure_ascii=False) + "\n")

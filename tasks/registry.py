@@ -148,10 +148,10 @@ class Registry:
         with self._asked(f"move the alias {CHAMPION} of {version.model}"):
             text = json.dumps(asdict(move), ensure_ascii=False)
             self.client.set_registered_model_tag(version.model, f"{_HISTORY}{number:04d}", text)
-            self.client.set_registered_model_alias(version.model, CHAMPION, version.version)
             challenger = self._or_none(lambda: self.client.get_model_version_by_alias(version.model, CHALLENGER))
             if challenger is not None and str(challenger.version) == version.version:
                 self.client.delete_registered_model_alias(version.model, CHALLENGER)
+            self.client.set_registered_model_alias(version.model, CHAMPION, version.version)  # last: an error means no
         return move
 
     def history(self, model: str) -> list[Move]:
@@ -210,18 +210,26 @@ class Registry:
 def standing(moves: list[Move]) -> list[str]:
     """The champions that a rollback can go back through, the present one last.
 
-    A promotion puts a version on top; a rollback takes off what is above the version that it goes to.
+    A promotion puts a version on top; a rollback takes off what is above the version that it goes to. What a move says
+    was champion before it counts: a move may have been noted and then failed, or been made by other means.
     """
     stack: list[str] = []
     for move in moves:
-        if move.before and (not stack or stack[-1] != move.before):
-            stack.append(move.before)  # it was made champion by other means
+        if move.before in stack:
+            go_down(stack, move.before)
+        elif move.before:
+            stack.append(move.before)
         if move.kind == "rollback" and move.version in stack:
-            while stack[-1] != move.version:
-                stack.pop()
+            go_down(stack, move.version)
         elif not stack or stack[-1] != move.version:
             stack.append(move.version)
     return stack
+
+
+def go_down(stack: list[str], version: str) -> None:
+    """Take off what is above a version that stands in the stack."""
+    while stack[-1] != version:
+        stack.pop()
 
 
 def who() -> str:

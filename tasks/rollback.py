@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.loading import load_params
-from tasks.promotion import PARAMS_FILE, registered_name
-from tasks.registry import Move, Registry, RegistryError, standing, who
+from tasks.graph import PARAMS_FILE
+from tasks.promotion import registered_name
+from tasks.registry import Move, Registry, RegistryError, go_down, standing, who
 
 
 def roll_back(root: Path, to: str = "", why: str = "", model: str = "", by: str = "") -> Move:
@@ -28,7 +29,10 @@ def roll_back(root: Path, to: str = "", why: str = "", model: str = "", by: str 
             raise RegistryError(
                 f"{name} has no champion to go back from; `tuneline rollback --to VERSION` makes a version champion."
             )
-        before = [version for version in standing(registry.history(name)) if version != champion.version]
+        before = standing(registry.history(name))
+        if champion.version in before:  # what is noted above it never stood: the alias could not be moved then
+            go_down(before, champion.version)
+            before.pop()
         if not before:
             raise RegistryError(
                 f"Version {champion.version} is the first champion of {name}, so there is none to go back to; "

@@ -1,11 +1,8 @@
 """Versions, aliases, decisions and rollbacks in a real registry: MLflow's SQLite file, and a server on loopback."""
 
 import json
-import os
 import subprocess
 import sys
-import time
-import urllib.request
 
 import pytest
 
@@ -13,8 +10,8 @@ from stages.tracking import CHALLENGER
 from tasks.promotion import promote, try_to_promote
 from tasks.registry import CHAMPION, Move, Registry, RegistryError, standing
 from tasks.rollback import roll_back
-from tests.ports import free_port
 from tests.promotion.conftest import ToyLine
+from tests.servers import mlflow_server
 from tuneline.errors import TunelineError
 
 # SQLite connections that MLflow leaves to the collector
@@ -24,35 +21,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """`mlflow server` on the toys' store."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/checkout/mlflow.db",
-    ]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        limit = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < limit, (tmp_path / "server.log").read_text()
-                time.sleep(0.2)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    store = f"sqlite:///{tmp_path}/checkout/mlflow.db"
+    with mlflow_server(store, tmp_path / "server.log") as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         yield
-    finally:
-        from stages.supervise import end_tree
-
-        end_tree(process.pid, 5)
-        process.wait()
 
 
 def alias(registry, name):
@@ -187,6 +159,40 @@ def test_rollbacks_go_further_back_and_never_forth():
     assert standing(moves((p, "1", ""), (p, "3", "1"), (r, "1", "3"), (p, "6", "1"))) == ["1", "6"]
     assert standing(moves((p, "4", "2"))) == ["2", "4"]  # 2 was set by other means
     assert standing(moves((p, "1", ""), (r, "7", "1"))) == ["1", "7"]
+    assert standing(moves((p, "1", ""), (p, "2", "1"), (p, "3", "2"), (p, "4", "2"))) == ["1", "2", "4"]  # 3 failed
+
+
+
+def failing(call, when):
+    """A method of MLflow's client that fails for some arguments."""
+
+    def method(self, *arguments):
+        if when in arguments:
+            raise ConnectionError("the server is gone")
+        return call(self, *arguments)
+
+    return method
+
+
+def test_a_move_that_fails_is_none_and_one_that_was_made_is_told_though_its_tags_fail(toys: ToyLine, monkeypatch):
+    from mlflow import MlflowClient as Client
+
+    promote(toys.path)
+    toys.repro("dpo.launch.timeout_hours=0.7")
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "set_registered_model_alias", failing(Client.set_registered_model_alias, CHAMPION))
+        assert try_to_promote(toys.path) is None
+    assert toys.decision["alias_moved"] is False
+    registry = Registry(toys.path)
+    assert (alias(registry, CHAMPION), len(registry.history("toy"))) == ("1", 2)
+    with pytest.raises(RegistryError, match="first champion"):  # not to the version that never was champion
+        roll_back(toys.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "set_model_version_tag", failing(Client.set_model_version_tag, "promotion.verdict"))
+        assert "do not say so" in try_to_promote(toys.path).reasons[-1]
+    assert toys.decision["alias_moved"] is True
+    assert alias(registry, CHAMPION) == "2"
+    assert roll_back(toys.path).version == "1"
 
 
 def test_commands_decide_go_back_and_show_the_history(toys: ToyLine):

@@ -29,6 +29,8 @@ def test_a_folder_is_published_as_a_whole(tmp_path):
             (aside / f"{text}.txt").write_text(text)
     with pytest.raises(FileNotFoundError), publish_folder(final) as aside:
         (aside / "none" / "three.txt").touch()
-    assert [path.name for path in final.iterdir()] == ["two.txt"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["final", "two.txt"]
+    (tmp_path / "final.new").mkdir()
+    (tmp_path / "final.new" / "of a killed process").touch()
     with publish_folder(final) as aside:
-        assert not list(aside.iterdir())  # what was left there is gone
+        assert not list(aside.iterdir())

@@ -51,6 +51,28 @@ def test_changes_to_tracked_files_come_along_and_again(checkout, tmp_path):
     assert (made / ".work" / "kept").exists()
 
 
+def test_files_that_were_added_and_not_committed_come_along_each_time(checkout, tmp_path):
+    added = checkout.path / "added.yaml"
+    added.write_text("one: 1\n")
+    git(checkout.path, "add", "added.yaml")
+    made = scratch_checkout(checkout.path, tmp_path / "scratch")
+    added.write_text("two: 2\n")
+    assert scratch_checkout(checkout.path, tmp_path / "scratch") == made
+    assert (made / "added.yaml").read_text() == "two: 2\n"
+    git(checkout.path, "rm", "-q", "--force", "added.yaml")
+    scratch_checkout(checkout.path, tmp_path / "scratch")
+    assert not (made / "added.yaml").exists()
+
+
+def test_one_that_was_killed_while_it_was_made_is_made_anew(checkout, tmp_path):
+    made = scratch_checkout(checkout.path, tmp_path / "scratch")
+    (made / ".git/scratch_checkout").unlink()
+    (made / "toy.yaml").unlink()
+    assert scratch_checkout(checkout.path, tmp_path / "scratch") == made
+    assert (made / "toy.yaml").is_file()
+    assert (made / ".dvc/config.local").stat().st_mode & 0o077 == 0
+
+
 def test_a_revision_is_taken_as_it_was_committed(checkout, tmp_path):
     first = git(checkout.path, "rev-parse", "HEAD")
     toy = checkout.path / "toy.yaml"
