@@ -108,6 +108,19 @@ def test_progress_is_of_a_round_or_of_all(open_store):
     assert (of_all.pairs, of_all.answered, of_all.by_annotator) == (4, 3, {"anna": 2, "verifier": 1})
 
 
+def test_a_transaction_that_cannot_be_ended_leaves_the_store_usable(open_store):
+    store = open_store()
+    transaction = store._transaction()
+    transaction.__enter__()
+    store._database.execute("PRAGMA defer_foreign_keys=ON")  # so that the commit fails, as on a full disk
+    of_no_pair = "'none', 'anna', '', 'a', 'person', ''"
+    store._database.execute(f"INSERT INTO labels (pair, annotator, client, choice, how, at) VALUES ({of_no_pair})")
+    with pytest.raises(sqlite3.IntegrityError):
+        transaction.__exit__(None, None, None)
+    assert store.add_pairs(some_pairs(2)) == 2
+    assert store.labels() == []
+
+
 def test_what_cannot_be_kept_is_said(open_store, tmp_path):
     store = open_store()
     store.add_pairs(some_pairs(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -120,6 +121,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
         raise DataError(f"{path} cannot be written ({error.strerror}); name another place.") from None
     return num_rows
 

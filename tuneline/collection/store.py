@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,8 +100,10 @@ class LabelStore:
             self._database.close()
             raise DataError(f"{path} is no store of labels ({error}); name another file.") from None
         with self._transaction():
-            self._database.execute("INSERT OR IGNORE INTO about VALUES ('version', ?)", (_VERSION,))
-        version = self._one("SELECT value FROM about WHERE name = 'version'")[0]
+            for fact in (("version", _VERSION), ("salt", secrets.token_hex(8))):
+                self._database.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", fact)
+        known = {row["name"]: row["value"] for row in self._all("SELECT * FROM about")}
+        version, self._salt = known["version"], known["salt"]
         if version != _VERSION:
             self.close()
             raise DataError(f"{path} is a store of version {version}; this program reads {_VERSION}.")
@@ -225,28 +229,21 @@ class LabelStore:
         return [StoredLabel(**{name: row[name] for name in fields}) for row in rows if how in (None, row["how"])]
 
     def progress(self, round: int | None = None) -> Progress:
-        ids = {pair.id for pair in self.pairs(None if round is None else [round])}
-        labels = [label for label in self.labels() if label.pair in ids]
-        by_annotator: dict[str, int] = {}
-        for label in labels:
-            by_annotator[label.annotator] = by_annotator.get(label.annotator, 0) + 1
-        decided = {label.pair for label in labels if label.choice != "skip"}
-        return Progress(len(ids), len({label.pair for label in labels}), len(decided), by_annotator)
+        num_pairs = self._one(f"SELECT COUNT(*) FROM pairs WHERE {_OF_ROUND}", round, round)[0]
+        labels = self._all(
+            "SELECT pair, annotator, choice FROM labels JOIN pairs ON pairs.id = pair "
+            f"WHERE taken_back_at IS NULL AND {_OF_ROUND} ORDER BY number",
+            round,
+            round,
+        )
+        answered = {label["pair"] for label in labels}
+        decided = {label["pair"] for label in labels if label["choice"] != "skip"}
+        return Progress(num_pairs, len(answered), len(decided), dict(Counter(label["annotator"] for label in labels)))
 
     def left_side(self, pair: str, annotator: str) -> str:
         """`a` or `b`: which completion this annotator sees on the left; by chance, and the same whenever asked."""
-        return "ab"[int(hashlib.sha256(f"{self._salt()}:{pair}:{annotator}".encode()).hexdigest(), 16) % 2]
-
-    def _salt(self) -> str:
-        """Of this file: without it, an annotator who knows the code could tell the sides apart."""
-        row = self._one("SELECT value FROM about WHERE name = 'salt'")
-        if row is None:
-            import secrets
-
-            with self._transaction():
-                self._database.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (secrets.token_hex(8),))
-            row = self._one("SELECT value FROM about WHERE name = 'salt'")
-        return str(row["value"])
+        # salted by the file: else an annotator who knows the code could tell the sides apart
+        return "ab"[int(hashlib.sha256(f"{self._salt}:{pair}:{annotator}".encode()).hexdigest(), 16) % 2]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -254,20 +251,22 @@ class LabelStore:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
-            except BaseException:
-                self._database.execute("ROLLBACK")
+                self._database.execute("COMMIT")
+            except BaseException:  # a full disk shows at the commit, and may have ended the transaction
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
             return self._database.execute(query, values).fetchone()
 
-    def _all(self, query: str) -> list[sqlite3.Row]:
+    def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:
-            return self._database.execute(query).fetchall()
+            return self._database.execute(query, values).fetchall()
 
 
+_OF_ROUND = "(? IS NULL OR round = ?)"
 # Asked with (annotator, annotator, now).
 _OPEN = """
 SELECT * FROM pairs WHERE

@@ -22,10 +22,9 @@ def open_server(store: LabelStore, port: int | None = None) -> LabelServer:
         TunelineError: the port that was asked for is taken.
     """
     file = store.path.with_suffix(".address")
-    remembered = _read(file)
-    token = str(remembered["token"]) if "token" in remembered else None
+    remembered, token = _read(file)
     try:
-        server = LabelServer(store, port=int(remembered.get("port", 0)) if port is None else port, token=token)
+        server = LabelServer(store, port=remembered if port is None else port, token=token)
     except TunelineError:
         if port is not None:
             raise
@@ -38,9 +37,10 @@ def open_server(store: LabelStore, port: int | None = None) -> LabelServer:
     return server
 
 
-def _read(file: Path) -> dict[str, str | int]:
+def _read(file: Path) -> tuple[int, str | None]:
+    """Port and token; 0 and None where the file is missing or says neither."""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+        return int(known["port"]), str(known["token"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, None

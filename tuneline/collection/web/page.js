@@ -20,15 +20,15 @@ let mark = 0;
 
 // -- what is not sent yet ---------------------------------------------------------------------------------------------
 
-const queueName = () => `queue:${annotator}`;
-const queue = () => JSON.parse(localStorage.getItem(queueName()) || "[]");
+const queueName = (owner = annotator) => `queue:${owner}`;
+const queue = (owner = annotator) => JSON.parse(localStorage.getItem(queueName(owner)) || "[]");
 
-function changeQueue(change) {
+function changeQueue(change, owner = annotator) {
   // Two tabs share localStorage: each reads and writes in one go.
-  const acts = change(queue());
-  localStorage.setItem(queueName(), JSON.stringify(acts));
-  copyToDisk(queueName(), acts);
-  showUnsent(acts.length);
+  const acts = change(queue(owner));
+  localStorage.setItem(queueName(owner), JSON.stringify(acts));
+  copyToDisk(queueName(owner), acts);
+  if (owner === annotator) showUnsent(acts.length);
 }
 
 const database = new Promise((resolve) => {
@@ -67,23 +67,23 @@ function showUnsent(count) {
 async function send() {
   if (isSending || !annotator) return;
   isSending = true;
-  const sender = annotator;
+  const sender = annotator; // who may be another once an answer is there
+  const without = (done) => (acts) => acts.filter((other) => other.client !== done.client || other.kind !== done.kind);
+  let act;
   try {
-    for (let act = queue()[0]; act && sender === annotator; act = queue()[0]) {
+    for (act = queue()[0]; act && sender === annotator; act = queue()[0]) {
       const { kind, ...sent } = act;
       const answer = await ask(kind === "undo" ? "/api/undo" : "/api/labels", { ...sent, annotator: sender });
       if (answer.outcome === "other label stands") say("You had labelled this pair in another window; that label stays.");
-      changeQueue((acts) => acts.filter((other) => other.client !== act.client || other.kind !== act.kind));
+      changeQueue(without(act), sender);
       showProgress(answer.progress);
     }
   } catch (error) {
     if (error.status === 400 || error.status === 404) {
       // The server will never take this one (its pair is gone): it is set aside, not thrown away.
       const refused = JSON.parse(localStorage.getItem("refused") || "[]");
-      changeQueue((acts) => {
-        localStorage.setItem("refused", JSON.stringify([...refused, { ...acts[0], annotator: sender, error: error.message }]));
-        return acts.slice(1);
-      });
+      localStorage.setItem("refused", JSON.stringify([...refused, { ...act, annotator: sender, error: error.message }]));
+      changeQueue(without(act), sender);
       fail(`The server refused a label: ${error.message}`);
     } else {
       fail(error.status ? error.message : "The server does not answer. Labels are kept in this browser and sent when it is back.");
