@@ -6,6 +6,23 @@ import tempfile
 
 import pytest
 
+# Fixtures of the session that several folders use, made once for all of them.
+from tests.flows.checkouts import checkout, prefect_home, template
+from tests.lineage.checkouts import traced, traced_template
+from tests.stages.checkouts import checkout_after_prepare, checkout_after_sft, prepared, trained
+
+__all__ = [
+    "checkout",
+    "checkout_after_prepare",
+    "checkout_after_sft",
+    "prefect_home",
+    "prepared",
+    "template",
+    "traced",
+    "traced_template",
+    "trained",
+]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -63,7 +63,7 @@ def tiny_config(architecture: str, **overrides) -> PretrainedConfig:
 def tiny_causal_lm(architecture: str = "qwen2", seed: int = 0, **overrides) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(architecture, **overrides), attn_implementation="sdpa")
-    return _spread(model)
+    return spread(model)
 
 
 def tiny_reward_model(architecture: str = "qwen2", seed: int = 0, **overrides) -> PreTrainedModel:
@@ -71,17 +71,17 @@ def tiny_reward_model(architecture: str = "qwen2", seed: int = 0, **overrides) -
     config = tiny_config(architecture, **overrides)
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
-    return _spread(model)
+    return spread(model)
 
 
 def tiny_step_classifier(architecture: str = "qwen2", seed: int = 0, **overrides) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = tiny_config(architecture, **overrides)
     model = AutoModelForTokenClassification.from_config(config, attn_implementation="sdpa")
-    return _spread(model)
+    return spread(model)
 
 
-def _spread(model: PreTrainedModel) -> PreTrainedModel:
+def spread(model: PreTrainedModel) -> PreTrainedModel:
     """Larger weights than at initialisation, so that a wrong mask or position shows."""
     with torch.no_grad():
         for parameter in model.parameters():

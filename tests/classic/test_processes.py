@@ -1,25 +1,13 @@
 """Two processes (gloo) take the step, and report the numbers, that one takes with both of their batches."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-from safetensors.torch import load_file
 from torch.testing import assert_close
+
+from tests.processes import outcome_of
 
 
 def stepped(num_processes, folder):
-    folder.mkdir()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
-        "-m", "tests.classic.two_processes", str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+    return outcome_of(num_processes, "tests.classic.two_processes", folder=folder)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.collection.browser import CHROMIUM, browser
-from tests.collection.pairs import HOSTILE, some_pairs, start_server
+from tests.collection.pairs import HOSTILE, some_pairs
 from tuneline.collection.pairs import Candidate, make_pairs
 from tuneline.collection.store import LabelStore
 
@@ -11,20 +11,6 @@ pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine"),
     pytest.mark.slow,
 ]
-
-
-@pytest.fixture
-def serve(tmp_path):
-    started = []
-
-    def start(pairs=None, **options):
-        started.append(start_server(tmp_path, some_pairs() if pairs is None else pairs, **options))
-        return started[-1]
-
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            server.kill()
 
 
 def begin(page, server, name="anna"):

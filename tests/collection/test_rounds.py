@@ -18,10 +18,7 @@ from stages.schema import PipelineConfig
 from tasks.collection import open_store
 from tasks.rounds import Rounds
 from tests.collection.pairs import some_pairs
-from tests.flows.conftest import CONFIG, _env
-from tests.flows.conftest import checkout as checkout
-from tests.flows.conftest import prefect_home as prefect_home
-from tests.flows.conftest import template as template
+from tests.flows.checkouts import CONFIG, environment
 from tuneline.errors import StageError
 
 COLLECT = """\
@@ -40,7 +37,7 @@ def record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.jsonl").touch()
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
-        subprocess.run(command, cwd=tmp_path, env=_env(tmp_path, tmp_path), check=True)
+        subprocess.run(command, cwd=tmp_path, env=environment(tmp_path, tmp_path), check=True)
 
     def opened(**sections):
         settings = yaml.safe_load(CONFIG) | {"collect": {"labels": "verifier"}} | sections

@@ -4,25 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.collection.pairs import HOSTILE, some_pairs, start_server
+from tests.collection.pairs import HOSTILE, some_pairs
 from tuneline.collection.pairs import Candidate, make_pairs
 from tuneline.collection.store import LabelStore
 from tuneline.collection.web import LabelServer, open_server
 from tuneline.errors import TunelineError
-
-
-@pytest.fixture
-def serve(tmp_path):
-    started = []
-
-    def start(pairs=None, **options):
-        started.append(start_server(tmp_path, some_pairs() if pairs is None else pairs, **options))
-        return started[-1]
-
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            server.kill()
 
 
 def stored(tmp_path):

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.flows.conftest import ROOT, Checkout, prefect_home, template  # noqa: F401 - fixtures
+from tests.flows.checkouts import ROOT, Checkout
 from tests.ports import free_port
 
 # What docs/deployments.md tells to type, once the server runs.
@@ -270,7 +270,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def line(template: Path, server: Server, tmp_path: Path) -> Iterator[Line]:  # noqa: F811
+def line(template: Path, server: Server, tmp_path: Path) -> Iterator[Line]:
     """A toy line, all of it up to date; nothing of earlier tests is on the server."""
     path = tmp_path / "checkout"
     shutil.copytree(template, path, symlinks=True)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tests.deployments.conftest import ROOT, Line, Server, wait_until
-from tests.flows.conftest import Checkout
-from tests.stages.conftest import TINY, new_checkout
+from tests.flows.checkouts import Checkout
+from tests.stages.checkouts import TINY, new_checkout
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,7 @@ import pytest
 
 from stages.loading import load_params
 from tasks.graph import differences, plan_stages
-from tests.flows.conftest import Checkout
+from tests.flows.checkouts import Checkout
 from tuneline.errors import StageError
 
 # DVC 3.67 reads a value that pygtrie 2.5 deprecates (dvc/repo/trie.py).

@@ -13,8 +13,8 @@ from stages.loading import load_config, write_params
 from tasks.lineage import Lineage, trace
 from tasks.lineage_drawing import as_page, as_svg
 from tasks.lineage_records import file_hash
-from tests.flows.conftest import Checkout
-from tests.lineage.conftest import FLOW_RUN, WEIGHTS, git, register, repro
+from tests.flows.checkouts import Checkout
+from tests.lineage.checkouts import FLOW_RUN, WEIGHTS, git, register, repro
 from tuneline.errors import TunelineError
 
 # DVC 3.67 reads a value that pygtrie 2.5 deprecates; MLflow leaves SQLite connections to the collector.

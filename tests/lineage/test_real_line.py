@@ -7,9 +7,7 @@ import pytest
 from tasks.lineage import trace
 from tasks.reproduction import reproduce
 from tasks.verification import verify
-from tests.stages.conftest import Checkout, checkout_after_prepare, checkout_after_sft, trained
-
-__all__ = ["checkout_after_prepare", "checkout_after_sft", "trained"]
+from tests.stages.checkouts import Checkout
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from tasks.lineage_records import Content, Records, StageRecord, file_hash, folder_md5
 from tasks.reproduction_compare import differences_of
-from tests.flows.conftest import Checkout
-from tests.lineage.conftest import git, register, repro
+from tests.flows.checkouts import Checkout
+from tests.lineage.checkouts import git, register, repro
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -69,6 +69,8 @@ def test_a_difference_is_told_by_tensor_by_metric_or_by_byte(traced: Checkout, t
     for folder, weight, accuracy in ((before, 1.0, 0.5), (now, 1.25, 0.75)):
         folder.mkdir(parents=True)
         save_file({"a": torch.ones(3), "b": torch.full((2,), weight)}, folder / "model.safetensors")
+        lost = {"a": torch.full((1,), torch.nan), "b": torch.full((1,), torch.nan if weight == 1.25 else weight)}
+        save_file(lost, folder / "lost.safetensors")
         (folder / "metrics.json").write_text(json.dumps({"accuracy": accuracy, "loss": 1}))
         (folder / "same.txt").write_text("same")
         (folder / "notes.txt").write_text(f"weight {weight:.2f}")
@@ -85,9 +87,10 @@ def test_a_difference_is_told_by_tensor_by_metric_or_by_byte(traced: Checkout, t
         place.write_bytes(text)
     record = StageRecord("dpo", "", {}, {}, {"models/dpo": Content(folder_md5(files))})
     num_files, differences = differences_of(records, record, tmp_path / "now")
-    assert num_files == 5
+    assert num_files == 6
     assert {Path(one.path).name: one.text for one in differences} == {
         "gone.txt": "was not made",
+        "lost.safetensors": "1 of 2 tensors differ, by nan at most (b)",
         "metrics.json": "1 of 2 metrics differ: accuracy 0.5 -> 0.75",
         "model.safetensors": "1 of 2 tensors differ, by 0.25 at most (b)",
         "notes.txt": "2 of 11 bytes differ",

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.lineage_records import Records
 from tasks.verification import verify
-from tests.flows.conftest import Checkout
+from tests.flows.checkouts import Checkout
 from tuneline.errors import TunelineError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

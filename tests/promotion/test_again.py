@@ -4,7 +4,7 @@ import pytest
 
 from tasks.promotion import promote
 from tasks.registry import Registry
-from tests.stages.conftest import new_checkout
+from tests.stages.checkouts import new_checkout
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,10 +1,8 @@
 """A person's consent: a real Prefect server pauses the run, and its API resumes it, as its UI does."""
 
-import os
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -14,8 +12,8 @@ from prefect.states import StateType
 
 from stages.supervise import end_tree
 from tasks.registry import CHAMPION, Registry
-from tests.ports import free_port
 from tests.promotion.conftest import ToyLine
+from tests.servers import prefect_server
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 PAUSED = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
@@ -34,36 +32,9 @@ def test_without_a_server_to_ask_on_a_run_is_refused_before_any_work(toys: ToyLi
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory):
     """The address of `prefect server start`, and its environment."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    env |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-ui",
-    ]
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        limit = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
-                break
-            except OSError:
-                assert time.monotonic() < limit, (home / "server.log").read_text()
-                time.sleep(0.3)
-        yield {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(home)}
-    finally:
-        end_tree(process.pid, 5)
-        process.wait()
+    home = tmp_path_factory.mktemp("prefect")
+    with prefect_server(home, home / "server.log") as url:
+        yield {"PREFECT_API_URL": f"{url}/api", "PREFECT_HOME": str(home)}
 
 
 @contextmanager

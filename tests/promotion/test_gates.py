@@ -175,7 +175,7 @@ def test_dvc_repro_is_stopped_by_a_gate_and_a_loosened_limit_trains_nothing_agai
 
 @pytest.fixture
 def stage_checkout(tmp_path):
-    from tests.stages.conftest import new_checkout
+    from tests.stages.checkouts import new_checkout
 
     checkout = new_checkout(tmp_path / "checkout")
     checkout.repro("prepare")

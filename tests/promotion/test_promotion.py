@@ -162,7 +162,6 @@ def test_rollbacks_go_further_back_and_never_forth():
     assert standing(moves((p, "1", ""), (p, "2", "1"), (p, "3", "2"), (p, "4", "2"))) == ["1", "2", "4"]  # 3 failed
 
 
-
 def failing(call, when):
     """A method of MLflow's client that fails for some arguments."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from stages.loading import load_config, load_params, write_params
 from stages.schema import ONLINE_STAGES, STAGES
-from tests.stages.conftest import ROOT, Checkout, new_checkout
+from tests.stages.checkouts import ROOT, Checkout, new_checkout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -11,7 +11,7 @@ import yaml
 from tasks.report_markdown import read_revision, write_markdown
 from tasks.summary import RunSummary, StageSummary
 from tests.report.page import HOSTILE
-from tests.stages.conftest import environment
+from tests.stages.checkouts import environment
 from tuneline.errors import TunelineError
 
 DVC_YAML = """\

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from tasks.report_index import read_runs
-from tests.flows.conftest import CHANGE_DPO
+from tests.flows.checkouts import CHANGE_DPO
 from tests.report.page import Page
 
 # Python 3.11's ast, used by a dependency of MLflow, and SQLite connections that MLflow leaves to the collector.
@@ -39,40 +39,39 @@ def artifacts_of_pipeline(checkout):
     return [path.name for path in Path(uri).iterdir()]
 
 
-def test_a_failed_run_leaves_its_report_everywhere(toy_checkout):
-    toy_checkout.order("dpo", "1")
-    toy_checkout.call("run", "toy.yaml", *CHANGE_DPO, "--retries", "0", exit_code=1)
-    page = Page((toy_checkout.path / "reports" / "report.html").read_text())
+def test_a_failed_run_leaves_its_report_everywhere(checkout):
+    checkout.order("dpo", "1")
+    checkout.call("run", "toy.yaml", *CHANGE_DPO, "--retries", "0", exit_code=1)
+    page = Page((checkout.path / "reports" / "report.html").read_text())
     again = "tuneline run toy.yaml --set dpo.launch.timeout_hours=2"
     for part in ("failed in dpo", "dpo: the toy breaks here", again):
         assert part in page.text, part
-    assert artifacts_of_pipeline(toy_checkout) == ["report.html"]
-    summary = newest_summary(toy_checkout)
+    assert artifacts_of_pipeline(checkout) == ["report.html"]
+    summary = newest_summary(checkout)
     assert "## toy: failed in dpo" in summary
     assert f"Go on with `{again}`" in summary
-    markdown = toy_checkout.call("report", "--markdown")
+    markdown = checkout.call("report", "--markdown")
     assert markdown.startswith("## toy: failed in dpo")
     assert markdown.partition("**dpo")[2] == summary.partition("**dpo")[2]
-    listed = toy_checkout.call("report", "--all").strip()
+    listed = checkout.call("report", "--all").strip()
     assert listed.endswith("reports/index.html")
     assert "failed in dpo" in Page(Path(listed).read_text()).text
-    assert "--against goes with --markdown" in toy_checkout.call("report", "--against", "HEAD", exit_code=2)
+    assert "--against goes with --markdown" in checkout.call("report", "--against", "HEAD", exit_code=2)
 
 
-def test_a_stopped_run_leaves_a_report_too(toy_checkout):
-    toy_checkout.order("dpo", "hang")
-    process = toy_checkout.start("run", "toy.yaml", *CHANGE_DPO)
+def test_a_stopped_run_leaves_a_report_too(checkout):
+    checkout.order("dpo", "hang")
+    process = checkout.start("run", "toy.yaml", *CHANGE_DPO)
     limit = time.monotonic() + 120
-    while not (toy_checkout.path / "dpo.tries").exists():
+    while len(checkout.processes()) < 5:  # the run, Prefect's server, dvc, the stage, and its child
         assert time.monotonic() < limit
         time.sleep(0.1)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 130, shown
-    text = Page((toy_checkout.path / "reports" / "report.html").read_text()).text
+    text = Page((checkout.path / "reports" / "report.html").read_text()).text
     assert "stopped in dpo" in text
     assert re.search("What stopped it: a signal", text)
-    (kept,) = read_runs(toy_checkout.path)
+    (kept,) = read_runs(checkout.path)
     assert [stage.state for stage in kept.run.stages if stage.name in ("dpo", "evaluate")] == ["stopped", "not started"]
     assert kept.run.stages[3].seconds > 0

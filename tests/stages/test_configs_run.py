@@ -7,7 +7,7 @@ import pytest
 
 from stages.loading import load_config, write_params
 from tests.data.shared_files import real_data
-from tests.stages.conftest import ROOT, new_checkout
+from tests.stages.checkouts import ROOT, new_checkout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from stages.schema import STAGES, TRAINING_STAGES
-from tests.stages.conftest import commit, copy_of
+from tests.stages.checkouts import commit, copy_of
 
 FIGURES = ("accuracy", "accuracy_kl", "lengths", "pair_scores", "policy_scores", "reliability", "reward_kl")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

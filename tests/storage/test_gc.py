@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,17 @@ from stages.loading import load_config, write_params
 from stages.supervise import stage_lock
 from tasks.gc import Keeping, collect, free
 from tasks.lineage_records import Records
-from tests.flows.conftest import Checkout
-from tests.lineage.conftest import git, register, repro
+from tests.flows.checkouts import Checkout
+from tests.lineage.checkouts import git, register, repro
 from tuneline.errors import TunelineError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
 def run_with(checkout: Checkout, *overrides: str) -> None:
-    before = Path.cwd()
-    os.chdir(checkout.path)
-    write_params(load_config("toy.yaml", overrides))
-    os.chdir(before)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(checkout.path)
+        write_params(load_config("toy.yaml", overrides))
     repro(checkout)
 
 
@@ -162,10 +160,22 @@ def test_what_must_be_kept_has_to_be_known(traced: Checkout, tmp_path: Path, mon
         collect(traced.path)
 
 
+def test_nothing_is_freed_where_git_does_not_say_what_its_branches_need(traced: Checkout):
+    tree = git(traced.path, "rev-parse", "HEAD^{tree}")
+    (traced.path / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    with pytest.raises(TunelineError, match="not known what its branches and tags need; nothing was freed"):
+        free(traced.path)
+    free(traced.path, Keeping(history="none"))
+
+
 def test_dvc_lock_of_a_dead_run_does_not_stop_it(traced: Checkout):
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     holder = {str(traced.path / "models/dpo"): {"write": {"pid": done.pid, "cmd": "dvc repro"}}}
     (traced.path / ".dvc/tmp/rwlock").write_text(json.dumps(holder))
-    time.sleep(0.1)
+    unneeded = traced.path / ".work" / "dpo" / ("f" * 32)
+    unneeded.mkdir()
+    (unneeded / "log.txt").write_text("of a run that nothing goes on with")
+    (unneeded.parent / "lock").touch()
     free(traced.path)
+    assert not unneeded.exists()

@@ -5,8 +5,8 @@ import hashlib
 import mlflow
 import pytest
 
-from tests.flows.conftest import Checkout
-from tests.lineage.conftest import WEIGHTS
+from tests.flows.checkouts import Checkout
+from tests.lineage.checkouts import WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tasks.storage import StorageError, pull, push
-from tests.flows.conftest import Checkout
-from tests.lineage.conftest import git
+from tests.flows.checkouts import Checkout
+from tests.lineage.checkouts import git
 from tests.ports import free_port
 from tests.storage.servers import Server, s3_server, ssh_server
 
@@ -64,7 +64,7 @@ def test_an_object_that_the_remote_lost_or_has_half_is_sent_again(traced: Checko
 
 
 @pytest.mark.slow
-def test_other_bytes_on_the_remote_do_not_get_into_the_cache(traced: Checkout, tmp_path: Path):
+def test_other_bytes_on_the_remote_get_neither_into_the_cache_nor_into_the_checkout(traced: Checkout, tmp_path: Path):
     with_remote(traced, str(tmp_path / "remote"))
     push(traced.path)
     wrong = next(path for path in objects(tmp_path / "remote") if path.suffix != ".dir")
@@ -74,6 +74,7 @@ def test_other_bytes_on_the_remote_do_not_get_into_the_cache(traced: Checkout, t
     with pytest.raises(StorageError, match="other bytes than it should for 1 objects"):
         pull(fresh.path)
     assert not list((fresh.path / ".dvc/cache").rglob(wrong.name))
+    assert not (fresh.path / "models").exists()
 
 
 def test_a_remote_that_is_not_there_is_one_message_and_costs_nothing(traced: Checkout, tmp_path: Path):

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import CONFIG, DVC_YAML, STAGE_YAML, Checkout, _env, checkout, prefect_home, template
-
-__all__ = ["checkout", "prefect_home", "template"]
+from tests.flows.checkouts import CONFIG, DVC_YAML, STAGE_YAML, Checkout, environment
 
 INPUTS = {"sft": "data/prepared", "dpo": "data/prepared, models/sft"}
 
@@ -36,7 +34,7 @@ def line(prefect_home: Path, tmp_path: Path) -> Iterator[Checkout]:
     (path / "toy.yaml").write_text(CONFIG)
     (path / "toy.jsonl").touch()
     (path / ".gitignore").write_text("/.work\n/.prefect\n/mlflow.db*\n/mlruns\n/data\n/models\n/reports\n")
-    made = Line(path, {**_env(path, prefect_home), "SWEEP_LOG": str(tmp_path / "line.log"), "COLUMNS": "160"})
+    made = Line(path, {**environment(path, prefect_home), "SWEEP_LOG": str(tmp_path / "line.log"), "COLUMNS": "160"})
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     commands = [["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"], ["git", "add", "-A"]]
     for command in [*commands, ["git", *identity, "commit", "-qm", "Start"]]:

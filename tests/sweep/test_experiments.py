@@ -7,7 +7,7 @@ import pytest
 
 from stages.loading import load_config, load_params, write_params
 from stages.tracking import _checkout
-from tests.flows.conftest import Checkout
+from tests.flows.checkouts import Checkout
 from tests.sweep.test_sweep import dvc, events, experiments
 
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]

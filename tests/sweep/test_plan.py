@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.sweep_plan import Schedule, expected_seconds, num_units, shared_stages, stage_units
-from tests.flows.conftest import DVC_YAML, INPUTS, STAGE_YAML
+from tests.flows.checkouts import DVC_YAML, INPUTS, STAGE_YAML
 
 SETTINGS = {"seed": 0, "prepare": {}, "sft": {}, "reward": {}, "dpo": {"beta": 0.1}, "evaluate": {}}
 

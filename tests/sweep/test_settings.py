@@ -6,7 +6,7 @@ import pytest
 
 from flows.sweep import devices_of_jobs
 from tasks.sweep_settings import in_words, make_variants, parse_axes, short_names, split_values, sweep_key
-from tests.flows.conftest import CONFIG
+from tests.flows.checkouts import CONFIG
 from tuneline.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.flows.conftest import Checkout
+from tests.flows.checkouts import Checkout
 
 # Python 3.11's ast, used by a dependency of MLflow, and SQLite connections that MLflow leaves to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
 
 from tests.models import tiny_reward_model
+from tests.processes import leave_outcome
 from tests.trainers.build import weights
 from tests.trainers.online import build_online, questions
 from tests.trainers.ppo import build_ppo
@@ -70,10 +70,8 @@ def main(method: str, per_device: str, options: str, folder: str) -> None:
         resumed.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-1"))
         expected = weights(trainer)
         assert all(torch.equal(end, expected[name]) for name, end in weights(resumed).items())
+    leave_outcome(trainer, metrics, folder)
     if trainer.is_world_process_zero():
-        save_file(weights(trainer), Path(folder) / "weights.safetensors")
-        logs = [line for line in trainer.state.log_history if "loss" in line]
-        (Path(folder) / "logs.json").write_text(json.dumps([*logs, metrics]))
         (Path(folder) / "asked.json").write_text(json.dumps(asked))
 
 

@@ -5,11 +5,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tuneline
 from tests.models import tiny_causal_lm
-from tests.trainers.build import QUIET
+from tests.trainers.build import QUIET, weights
 from tests.trainers.online import EOS, MAX_LENGTH, questions, written
 from tests.trainers.rows import character_tokenizer
 from tuneline.rollout.scripted import ScriptedEngine
@@ -80,3 +81,28 @@ def scripted_like(engine: ScriptedEngine) -> Any:
 
     assert EOS == 1
     return generate
+
+
+def assert_resumes_to_the_bit(method: str, folder: Path, **options: Any) -> Any:
+    """A run that goes on from its middle ends with the weights of one that was not stopped, which is returned."""
+    schedule = {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3, "train_dataset": questions(5),
+    }  # fmt: skip
+    whole = build_paired(method, folder, **schedule, **options)
+    whole.train()
+    resumed = build_paired(method, folder, **schedule, **options)
+    resumed.train(resume_from_checkpoint=str(folder / "out" / "checkpoint-2"))
+    ends = weights(whole)
+    assert all(torch.equal(end, ends[name]) for name, end in weights(resumed).items())
+    return whole
+
+
+def train_adapter(method: str, folder: Path, **options: Any) -> Any:
+    """A trainer of an adapter after two steps; the reference of its policy is its base."""
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    given = {"peft_config": adapter, "max_steps": 2, "learning_rate": 1e-2, **options}
+    trainer = build_paired(method, folder, model=tiny_causal_lm(), **given)
+    trainer.train()
+    assert trainer.reference.model is None
+    return trainer

@@ -1,14 +1,11 @@
 """Run by the launcher in test_distillation_processes.py: trains three steps, evaluates and writes what came out."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from tests.models import tiny_causal_lm
-from tests.trainers.build import weights
+from tests.processes import leave_outcome
 from tests.trainers.online import questions
 from tests.trainers.online_two_processes import complete
 from tests.trainers.paired import build_paired
@@ -37,11 +34,7 @@ def main(method: str, per_device: str, folder: str) -> None:
         judge = FunctionJudge(lambda prompt, a, b: None if "2" in prompt else int(sorted([a, b])[0] == b))
         trainer = build_paired(method, Path(folder), model=tiny_causal_lm(), judge=judge, **settings)
     trainer.train()
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        save_file(weights(trainer), Path(folder) / "weights.safetensors")
-        logs = [line for line in trainer.state.log_history if "loss" in line]
-        (Path(folder) / "logs.json").write_text(json.dumps([*logs, metrics]))
+    leave_outcome(trainer, trainer.evaluate(), folder)
 
 
 if __name__ == "__main__":

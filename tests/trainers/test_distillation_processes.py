@@ -1,25 +1,15 @@
 """Two processes (gloo) give the steps, metrics and evaluation of one: distillation, and pairs that are judged."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-from safetensors.torch import load_file
 from torch.testing import assert_close
+
+from tests.processes import outcome_of
 
 
 def trained(method, num_processes, folder):
-    folder.mkdir()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
-        "-m", "tests.trainers.taught_two_processes", method, str(2 // num_processes), str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+    return outcome_of(
+        num_processes, "tests.trainers.taught_two_processes", method, str(2 // num_processes), folder=folder
+    )
 
 
 @pytest.mark.slow

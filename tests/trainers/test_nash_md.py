@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from peft import LoraConfig
 
-from tests.models import tiny_causal_lm
-from tests.trainers.build import weights
 from tests.trainers.online import EOS, questions
-from tests.trainers.paired import build_paired, model_in
+from tests.trainers.paired import assert_resumes_to_the_bit, build_paired, model_in, train_adapter
 from tests.trainers.rows import character_tokenizer
 from tests.trainers.test_online_dpo import assert_same_steps, last_log, stepped
 from tuneline.errors import ConfigError
@@ -111,29 +108,11 @@ def test_any_split_into_micro_batches_gives_the_same_step(tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path):
-    options = {
-        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
-        "learning_rate": 1e-3, "train_dataset": questions(5), "mixture_coef": [0.2, 0.6],
-    }  # fmt: skip
-    whole = build_paired("NashMD", tmp_path, **options)
-    whole.train()
-    resumed = build_paired("NashMD", tmp_path, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    ends = weights(whole)
-    assert all(torch.equal(end, ends[name]) for name, end in weights(resumed).items())
+    assert_resumes_to_the_bit("NashMD", tmp_path, mixture_coef=[0.2, 0.6])
 
 
 def test_an_adapter_plays_against_itself_and_its_base(tmp_path):
-    trainer = build_paired(
-        "NashMD",
-        tmp_path,
-        model=tiny_causal_lm(),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
-        max_steps=2,
-        learning_rate=1e-2,
-    )
-    trainer.train()
-    assert trainer.reference.model is None
+    trainer = train_adapter("NashMD", tmp_path)
     assert last_log(trainer)["objective/kl"] != 0
 
 

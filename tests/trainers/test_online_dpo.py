@@ -3,15 +3,19 @@
 import math
 
 import pytest
-import torch
-from peft import LoraConfig
 from torch.testing import assert_close
 from transformers import PrinterCallback
 
-from tests.models import tiny_causal_lm
 from tests.trainers.build import weights, with_plain_descent
 from tests.trainers.online import questions
-from tests.trainers.paired import build_paired, by_prompt, model_in, scripted_like
+from tests.trainers.paired import (
+    assert_resumes_to_the_bit,
+    build_paired,
+    by_prompt,
+    model_in,
+    scripted_like,
+    train_adapter,
+)
 from tuneline.errors import ConfigError
 from tuneline.judges import FunctionJudge, ScriptedJudge
 
@@ -114,35 +118,15 @@ def test_a_judge_decides_and_verdicts_that_fail_teach_nothing(tmp_path):
 
 
 def test_a_resumed_run_ends_bit_identical(tmp_path):
-    options = {
-        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "beta": [0.1, 0.3], "train_dataset": questions(5),
-    }  # fmt: skip
-    whole = build_paired("OnlineDPO", tmp_path, **options)
-    whole.train()
+    whole = assert_resumes_to_the_bit("OnlineDPO", tmp_path, beta=[0.1, 0.3])
     assert [line["beta"] for line in whole.state.log_history[:-1]] == pytest.approx([0.1, 0.1, 0.3, 0.3])
-    resumed = build_paired("OnlineDPO", tmp_path, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    ends = weights(whole)
-    assert all(torch.equal(end, ends[name]) for name, end in weights(resumed).items())
 
 
 def test_an_adapter_is_trained_against_its_base(tmp_path):
-    trainer = build_paired(
-        "OnlineDPO",
-        tmp_path,
-        model=tiny_causal_lm(),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=True),
-        max_steps=2,
-        learning_rate=1e-2,
-        eval_dataset=questions(2),
-        per_device_eval_batch_size=2,
-    )
-    trainer.train()
+    trainer = train_adapter("OnlineDPO", tmp_path, eval_dataset=questions(2), per_device_eval_batch_size=2)
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert lines[1]["rewards/margins"] != 0
-    assert trainer.reference.model is None
     found = trainer.evaluate()
     assert found["eval_loss"] > 0
     assert "eval_rewards/margins" in found

@@ -1,26 +1,17 @@
 """Two processes (gloo) give the steps, the metrics and the evaluation of one, with groups spread over both."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from safetensors.torch import load_file
 from torch.testing import assert_close
+
+from tests.processes import outcome_of
 
 
 def trained(method, num_processes, folder, options):
-    folder.mkdir()
-    per_device = 4 // num_processes  # a group of four is spread over two processes
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
-        "-m", "tests.trainers.online_two_processes", method, str(per_device), json.dumps(options), str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+    per_device = str(4 // num_processes)  # a group of four is spread over two processes
+    arguments = (method, per_device, json.dumps(options))
+    return outcome_of(num_processes, "tests.trainers.online_two_processes", *arguments, folder=folder)
 
 
 @pytest.mark.slow

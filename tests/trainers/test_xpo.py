@@ -3,13 +3,9 @@
 import math
 
 import pytest
-import torch
-from peft import LoraConfig
 
-from tests.models import tiny_causal_lm
-from tests.trainers.build import weights
-from tests.trainers.online import EOS, questions
-from tests.trainers.paired import build_paired
+from tests.trainers.online import EOS
+from tests.trainers.paired import assert_resumes_to_the_bit, build_paired, train_adapter
 from tests.trainers.test_online_dpo import assert_same_steps, last_log, stepped
 from tuneline.errors import ConfigError
 from tuneline.rollout.scripted import ScriptedEngine
@@ -46,29 +42,11 @@ def test_the_bonus_pushes_the_references_completion_down(tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical(tmp_path):
-    options = {
-        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
-        "learning_rate": 1e-3, "train_dataset": questions(5), "alpha": [0.1, 0.2],
-    }  # fmt: skip
-    whole = build_paired("XPO", tmp_path, **options)
-    whole.train()
-    resumed = build_paired("XPO", tmp_path, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
-    ends = weights(whole)
-    assert all(torch.equal(end, ends[name]) for name, end in weights(resumed).items())
+    assert_resumes_to_the_bit("XPO", tmp_path, alpha=[0.1, 0.2])
 
 
 def test_an_adapters_base_is_the_reference_that_draws(tmp_path):
-    trainer = build_paired(
-        "XPO",
-        tmp_path,
-        model=tiny_causal_lm(),
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
-        max_steps=2,
-        learning_rate=1e-2,
-    )
-    trainer.train()
-    assert trainer.reference.model is None
+    trainer = train_adapter("XPO", tmp_path)
     assert last_log(trainer)["rewards/margins"] != 0
     assert trainer.model.training  # drawing from the base left it so
     assert all(p.requires_grad for name, p in trainer.model.named_parameters() if "lora" in name)

@@ -1,28 +1,14 @@
 """Two processes (gloo) train policy and value function as one does, in each form, with checkpointed layers."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-from safetensors.torch import load_file
 from torch.testing import assert_close
 
-
-def launch(num_processes, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+from tests.processes import launch, outcome_of
 
 
 def trained(form, num_processes, folder):
-    folder.mkdir()
-    launch(num_processes, "tests.values.two_processes", form, str(4 // num_processes), str(folder), "checkpointing")
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+    per_device = str(4 // num_processes)
+    return outcome_of(num_processes, "tests.values.two_processes", form, per_device, folder=folder)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.values.build import with_lora
 from tuneline import PPOTrainer
 
 
-def build(form: str, per_device: int, folder: Path, checkpointing: bool) -> PPOTrainer:
+def build(form: str, per_device: int, folder: Path) -> PPOTrainer:
     policy = with_lora(tiny_causal_lm()) if form == "adapter" else tiny_causal_lm()
     torch.manual_seed(5)
     return build_ppo(
@@ -26,7 +26,7 @@ def build(form: str, per_device: int, folder: Path, checkpointing: bool) -> PPOT
         rollout_engine=by_position(),
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=2,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=True,
         num_generations=4,
         max_steps=4,
         num_ppo_epochs=4,
@@ -38,8 +38,8 @@ def build(form: str, per_device: int, folder: Path, checkpointing: bool) -> PPOT
     )
 
 
-def main(form: str, per_device: str, folder: str, checkpointing: str) -> None:
-    trainer = build(form, int(per_device), Path(folder), checkpointing == "checkpointing")
+def main(form: str, per_device: str, folder: str) -> None:
+    trainer = build(form, int(per_device), Path(folder))
     trainer.train()
     if form == "adapter":
         trainer.evaluate()  # a process has less to ask the reference than the other

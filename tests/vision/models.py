@@ -24,6 +24,8 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.models import spread
+
 ARCHITECTURES = ("qwen", "idefics")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789.?:!\n"
 _SPECIAL = [
@@ -132,12 +134,8 @@ def tiny_vlm(architecture: str = "qwen", seed: int = 0) -> PreTrainedModel:
             model = Idefics3ForConditionalGeneration(config)
         case _:
             raise ValueError(architecture)
-    with torch.no_grad():  # larger than at initialisation, so that a wrong image or position shows
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.25)
     model.generation_config.eos_token_id = 1
-    return model
+    return spread(model)
 
 
 def drawn_image(seed: int, width: int = 16, height: int = 16) -> Image.Image:

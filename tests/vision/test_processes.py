@@ -1,25 +1,14 @@
 """Two processes (gloo) give the step and the evaluation of one, also where one of them has no images."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-from safetensors.torch import load_file
 from torch.testing import assert_close
+
+from tests.processes import outcome_of
 
 
 def trained(method, num_processes, folder):
-    folder.mkdir()
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}",
-        "-m", "tests.vision.two_processes", method, str(4 // num_processes // 2), str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "logs.json").read_text())
+    per_device = str(4 // num_processes // 2)
+    return outcome_of(num_processes, "tests.vision.two_processes", method, per_device, folder=folder, timeout=300)
 
 
 @pytest.mark.slow

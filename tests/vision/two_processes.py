@@ -1,12 +1,10 @@
 """Run by the launcher in test_processes.py: trains two steps, evaluates and writes what came out."""
 
-import json
 import sys
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from tests.trainers.build import weights, with_plain_descent
+from tests.processes import leave_outcome
+from tests.trainers.build import with_plain_descent
 from tests.vision.build import ROWS, build
 
 
@@ -24,11 +22,7 @@ def main(method: str, per_device: str, folder: str) -> None:
         build(method, Path(folder), options=options, eval_dataset=ROWS[method](7)), learning_rate=0.1
     )
     trainer.train()
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        save_file(weights(trainer), Path(folder) / "weights.safetensors")
-        logs = [line for line in trainer.state.log_history if "loss" in line]
-        (Path(folder) / "logs.json").write_text(json.dumps([*logs, metrics]))
+    leave_outcome(trainer, trainer.evaluate(), folder)
 
 
 if __name__ == "__main__":

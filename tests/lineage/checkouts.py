@@ -11,9 +11,7 @@ import pytest
 from stages.identity import output_hashes, stage_identity
 from stages.loading import load_params
 from stages.tracking import StageRun
-from tests.flows.conftest import Checkout, _env, prefect_home, template
-
-__all__ = ["prefect_home", "template"]
+from tests.flows.checkouts import Checkout, environment
 
 FLOW_RUN = "11111111-2222-3333-4444-555555555555"
 WEIGHTS = b"toy weights"
@@ -52,7 +50,7 @@ def register(checkout: Checkout, stage: str) -> None:
 def traced_template(template: Path, prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traced") / "line"
     shutil.copytree(template, path, symlinks=True)
-    checkout = Checkout(path, _env(path, prefect_home))
+    checkout = Checkout(path, environment(path, prefect_home))
     for name in ("dvc.yaml", "toy_stage.py"):
         text = (path / name).read_text()
         text = text.replace(
@@ -81,4 +79,4 @@ def traced(traced_template: Path, prefect_home: Path, tmp_path: Path) -> Checkou
     """A copy of it: all that was run is up to date, committed and registered."""
     path = tmp_path / "line"
     shutil.copytree(traced_template, path, symlinks=True)
-    return Checkout(path, _env(path, prefect_home))
+    return Checkout(path, environment(path, prefect_home))

@@ -109,7 +109,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "toy.yaml").write_text(CONFIG)
     (path / "toy.jsonl").touch()
     (path / ".gitignore").write_text("/.work\n/.prefect\n/mlflow.db*\n/mlartifacts\n*.tries\n")
-    env = _env(path, path / ".prefect")
+    env = environment(path, path / ".prefect")
     for command in ("git init -q", "python -m dvc init -q", "git add -A"):
         subprocess.run(command.split(), cwd=path, env=env, check=True)
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -133,14 +133,14 @@ def checkout(template: Path, prefect_home: Path, tmp_path: Path) -> Iterator[Che
     """A copy of it, in which everything is up to date."""
     path = tmp_path / "checkout"
     shutil.copytree(template, path, symlinks=True)
-    made = Checkout(path, _env(path, prefect_home))
+    made = Checkout(path, environment(path, prefect_home))
     made.forget_tries()
     yield made
     for process in made.processes():
         process.kill()
 
 
-def _env(path: Path, prefect_home: Path) -> dict[str, str]:
+def environment(path: Path, prefect_home: Path) -> dict[str, str]:
     ours = ("PREFECT_", "MLFLOW_", "TUNELINE_", "DVC_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
