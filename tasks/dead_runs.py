@@ -1,6 +1,5 @@
 """A killed run cannot tell Prefect that it has ended; the next run in the same checkout does that for it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,8 @@ def noted(root: Path, flow_run: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if path.read_text() == flow_run:
-            os.unlink(path)
+        if path.is_file() and path.read_text() == flow_run:
+            path.unlink()
 
 
 def _close(flow_run: str) -> None:

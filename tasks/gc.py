@@ -9,7 +9,6 @@ with the runs that it was made by.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,8 @@ from typing import Literal
 
 import yaml
 
-from tasks.lineage_records import LOCK_FILE, Records, StageRecord, git, git_bytes, read_lock
+from tasks.checkouts import run_git
+from tasks.lineage_records import LOCK_FILE, Records, StageRecord, hashes_in, read_lock, tracked_by_hand
 from tasks.lineage_runs import ModelVersion, Tracking
 from tuneline.errors import StageError, TunelineError
 
@@ -184,13 +184,11 @@ def _kept(records: Records, keeping: Keeping, found: Collection) -> set[str]:
         kept.update(new)
 
     keep("the working tree", records.current.values())
-    md5s |= {md5 for file in _dvc_files(records.root) for md5 in _outs_of(file.read_bytes())}
+    md5s |= tracked_by_hand(records.root)
     if keeping.history != "none":
-        for name, text in _locks_of_history(records.root, keeping.history):
-            if name.endswith(".dvc"):
-                md5s |= set(_outs_of(text))
-            else:
-                keep("git", _read(text))
+        for text in _locks_of_history(records.root, keeping.history):
+            md5s |= hashes_in(text)  # all, also where a lock is of another format of DVC's
+            keep("git", _read(text))
     for clone in filter(_is_in_use, _clones(records.root)):  # a sweep that is not over shares this cache
         if (clone / LOCK_FILE).is_file():
             keep("checkouts below .work", _read((clone / LOCK_FILE).read_bytes()))
@@ -251,6 +249,7 @@ def _work(root: Path) -> Iterator[Garbage]:
     """Work folders of runs that nothing will go on with, and clones of sweeps and reproductions that are over."""
     from stages.run import DONE
     from stages.tracking import StageRun
+    from tasks.promotion_results import PROMOTION_WORK
 
     for stage in sorted(path for path in (root / ".work").glob("*") if (path / "lock").is_file()):
         current = _identity(stage.name, root)
@@ -259,6 +258,8 @@ def _work(root: Path) -> Iterator[Garbage]:
                 continue
             why = "a finished run, which DVC has" if (folder / DONE).exists() else "a run under other settings, cut off"
             yield Garbage("work folder", folder, _freed_by(folder), why)
+    for folder in sorted((root / PROMOTION_WORK).glob("*.model*")):
+        yield Garbage("work folder", folder, _freed_by(folder), "a champion that was to be evaluated, cut off")
     for clone in _clones(root):
         if not _is_in_use(clone):
             yield Garbage("clone", clone, _freed_by(clone), "a checkout for a sweep or reproduction that is over")
@@ -313,42 +314,37 @@ def _freed_by(folder: Path) -> int:
     return sum(size for inode, (size, num_links) in sizes.items() if names[inode] >= num_links)
 
 
-def _locks_of_history(root: Path, history: History) -> Iterator[tuple[str, bytes]]:
-    """Each dvc.lock and .dvc file of the chosen commits once, by name."""
-    if history == "all":
-        commits = git(root, "rev-list", "--all").split()
-    else:
-        commits = git(root, "for-each-ref", "--format=%(objectname)").split()
-    prefix = git(root, "rev-parse", "--show-prefix")
-    seen = set()
-    for commit in dict.fromkeys(commits):
-        for line in git(root, "ls-tree", "-r", "--full-tree", f"{commit}^{{commit}}").splitlines():
-            about, _, name = line.partition("\t")
-            blob = about.split()[2]
-            if blob not in seen and (name == f"{prefix}{LOCK_FILE}" or name.endswith(".dvc")):
-                seen.add(blob)
-                yield name, git_bytes(root, "cat-file", "blob", blob)
+def _locks_of_history(root: Path, history: History) -> list[bytes]:
+    """Each dvc.lock and .dvc file of the chosen commits once; none where the checkout is in no git repository.
+
+    Raises:
+        TunelineError: git fails, so that nobody knows them.
+    """
+    if not any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
+        return []
+    asked = ["rev-list", "--all"] if history == "all" else ["for-each-ref", "--format=%(objectname)"]
+    try:
+        commits = run_git(root, *asked).decode().split()
+        lock = run_git(root, "rev-parse", "--show-prefix").strip() + LOCK_FILE.encode()
+        blobs: dict[str, None] = {}
+        for commit in dict.fromkeys(commits):
+            listed = run_git(root, "ls-tree", "-r", "-z", "--full-tree", f"{commit}^{{commit}}")
+            for about, _, name in (line.partition(b"\t") for line in listed.split(b"\0") if line):
+                if name == lock or name.endswith(b".dvc"):
+                    blobs[about.split()[2].decode()] = None
+        return [run_git(root, "cat-file", "blob", blob) for blob in blobs]
+    except TunelineError as error:
+        raise TunelineError(
+            f"{error}\nSo it is not known what its branches and tags need; nothing was freed. Mend that, or keep none "
+            "of them: `tuneline gc --history none`."
+        ) from error
 
 
 def _read(text: bytes) -> list[StageRecord]:
     try:
         return read_lock(text, "git")
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
-        return []  # of another format of DVC's
-
-
-def _dvc_files(root: Path) -> Iterator[Path]:
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".") and name not in ("models", "__pycache__")]
-        yield from (Path(folder) / name for name in files if name.endswith(".dvc"))
-
-
-def _outs_of(text: bytes) -> list[str]:
-    """Hashes in a file that `dvc add` has left."""
-    try:
-        return [out["md5"] for out in (yaml.safe_load(text) or {}).get("outs", []) if "md5" in out]
-    except (yaml.YAMLError, AttributeError, TypeError):
-        return []
+        return []  # a .dvc file, or of another format of DVC's
 
 
 def _remove_empty_folders(folder: Path) -> None:

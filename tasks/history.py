@@ -1,10 +1,10 @@
 """How long each stage took when it last ran here: what `tuneline plan` estimates from. Losing it loses no result."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.storage import write_whole
 from tasks.summary import RunSummary
 
 HISTORY = Path(".work/history.json")
@@ -41,8 +41,4 @@ def add_to_history(root: Path, run: RunSummary) -> None:
         if stage.state == "ran" and not stage.off:
             steps = stage.metrics.get("steps")
             history.setdefault(run.name, {})[stage.name] = PastRun(stage.seconds, None if steps is None else int(steps))
-    path = root / HISTORY
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(history, indent=1, default=vars))
-    os.replace(aside, path)
+    write_whole(root / HISTORY, json.dumps(history, indent=1, default=vars))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +10,7 @@ from xml.etree import ElementTree
 import jinja2
 from markupsafe import Markup
 
+from stages.storage import write_whole
 from tasks.lineage import Lineage, Step
 from tasks.lineage_records import PACKAGE_LOCK
 from tasks.lineage_text import in_bytes, uncommitted_words
@@ -53,10 +53,7 @@ def write_drawing(lineage: Lineage, path: Path) -> None:
     """
     if path.suffix not in (".svg", ".html"):
         raise TunelineError(f"{path} ends in neither .svg nor .html, the two kinds that a lineage is drawn as.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(as_svg(lineage) if path.suffix == ".svg" else as_page(lineage), encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, as_svg(lineage) if path.suffix == ".svg" else as_page(lineage))
 
 
 def as_svg(lineage: Lineage) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ LOCK_FILE = "dvc.lock"
 PACKAGE_LOCK = "requirements.lock"
 _CODE = (".py", ".jinja")
 _CHUNK = 1 << 22
+_HASH = re.compile(rb"\bmd5: *['\"]?([0-9a-f]{32}(?:\.dir)?)\b")
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,21 @@ class Records:
 
         visit(record)
         return list(found.values())
+
+
+def hashes_in(text: bytes) -> set[str]:
+    """Every hash that a dvc.lock or a .dvc file names, whatever version of DVC has written it."""
+    return {found.decode() for found in _HASH.findall(text)}
+
+
+def tracked_by_hand(root: Path) -> set[str]:
+    """Hashes of what `dvc add` tracks in the working tree, by the .dvc files that it leaves."""
+    found: set[str] = set()
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not name.startswith(".") and name not in ("models", "__pycache__")]
+        for name in files:
+            found |= hashes_in((Path(folder) / name).read_bytes()) if name.endswith(".dvc") else set()
+    return found
 
 
 def read_lock(text: bytes, origin: str) -> list[StageRecord]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.uncommitted import UNCOMMITTED
 from tasks.lineage_records import Content, StageRecord, git
 from tasks.tracking import tracking_uri
 from tuneline.errors import TunelineError
-
-UNCOMMITTED = "uncommitted.patch"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from stages.uncommitted import UNCOMMITTED
 from tasks.lineage import Lineage, Source, Step
+from tasks.lineage_records import folder_md5
 
 _SHOWN_SETTINGS = 8
 _MOST_CHARACTERS = 60
@@ -99,8 +101,8 @@ def uncommitted_words(step: Step) -> str:
             return ", and nothing that stages read differed from it"
         case "":
             return ", with uncommitted changes that were not recorded"
-        case "uncommitted.patch":
-            return ", with uncommitted changes (uncommitted.patch of the MLflow run)"
+        case patch if patch == UNCOMMITTED:
+            return f", with uncommitted changes ({patch} of the MLflow run)"
         case reason:
             return f", with uncommitted changes that were not recorded ({reason})"
 
@@ -151,8 +153,6 @@ def in_bytes(size: float) -> str:
 
 
 def _digest(step: Step) -> str:
-    from tasks.lineage_records import folder_md5
-
     return folder_md5({path: content.md5 for path, content in step.record.code.items()}).removesuffix(".dir")
 
 

@@ -43,11 +43,13 @@ def fetch_model(root: Path, md5: str, folder: Path) -> None:
             "`dvc pull`, or name a remote that has it (`dvc remote add -d NAME URL`)."
         )
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    for path, of_file in files.items():
-        _copy(cache.path(of_file), _within(aside, path), of_file)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    try:
+        for path, of_file in files.items():
+            _copy(cache.path(of_file), _within(aside, path), of_file)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _within(folder: Path, path: str) -> Path:
@@ -65,7 +67,6 @@ def _copy(source: Path, target: Path, md5: str) -> None:
             digest.update(chunk)
             write.write(chunk)
     if digest.hexdigest() != md5:
-        shutil.rmtree(target.parent, ignore_errors=True)
         raise ModelError(
             f"{source} is damaged: DVC's cache has other bytes there than its name says. Remove that file, and `dvc "
             "pull` it again, or `tuneline verify` to see what else is."

@@ -1,6 +1,7 @@
 """How far a stage has got, read from the metrics file that it appends to: .work/STAGE/*/metrics.jsonl."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,6 +78,9 @@ def user_error(root: Path, stage: str, since: float) -> str:
 
 def _newest(root: Path, stage: str, name: str, since: float) -> Path | None:
     """The file of that name in the work folder that was written to last, if that was after `since` (a time.time())."""
-    found = [(path.stat().st_mtime, path) for path in (root / ".work" / stage).glob(f"*/{name}")]
-    changed, path = max(found, default=(0.0, None))
-    return path if changed >= since else None
+    found = []
+    for path in (root / ".work" / stage).glob(f"*/{name}"):
+        with suppress(FileNotFoundError):  # the stage removes folders of runs that are over
+            found.append((path.stat().st_mtime, path))
+    changed, newest = max(found, default=(0.0, None))
+    return newest if changed >= since else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from tasks.registry import Version
 from tuneline.errors import DataError, StageError
 
 FILES = "reports/evaluate/files"
-_WORK = Path(".work/promotion")
+PROMOTION_WORK = Path(".work/promotion")
 _EVALUATED_AGAIN = "champion"  # the policy's name in what stages.evaluate_again writes
 
 
@@ -114,15 +115,19 @@ def _same_scorer(champion: Version, candidate: Candidate) -> bool:
 def _evaluate_again(records: Records, champion: Version, candidate: Candidate) -> Results:
     root, digest = records.root, candidate.results.digest
     place = f"{champion.md5.removesuffix('.dir')}-{digest[:12]}-{candidate.tags['evaluation.md5'][:12]}"
-    out, model = root / _WORK / place, root / _WORK / f"{champion.md5.removesuffix('.dir')}.model"
+    out = root / PROMOTION_WORK / place
     if not (out / ITEMS_FILE).is_file():
+        model = out.with_name(f"{place}.model")
         fetch_model(root, champion.md5, model)
         display.say(f"The champion (version {champion.version}) is evaluated anew on the present held-out items ...")
         lines: list[str] = []
         env = {**os.environ, **owner_env(), "PYTHONUNBUFFERED": "1"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "stages.evaluate_again", str(model.absolute()), str(out.absolute())]
-        code = run_guarded(command, env=env, on_line=lines.append)
+        try:
+            code = run_guarded(command, env=env, on_line=lines.append)
+        finally:
+            shutil.rmtree(model, ignore_errors=True)
         if code != 0:
             raise StageError("the champion could not be evaluated anew:\n" + "\n".join(lines[-20:]))
     texts = (out / ITEMS_FILE).read_text(encoding="utf-8"), (out / HELD_OUT_FILE).read_text(encoding="utf-8")

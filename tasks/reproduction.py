@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from stages.loading import YamlLoader
 from stages.start import START, START_RECORD
 from stages.supervise import owner_env, run_guarded, stage_lock
 from tasks.checkouts import checkout_environment, scratch_checkout
@@ -95,8 +96,8 @@ def reproduce(
                 result.differences += differences
         if keep:
             result.checkout = made
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
+        else:  # within the lock: who waits for it makes another one in this place
+            shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
@@ -159,7 +160,7 @@ def _write_settings(made: Path, target: Target, chain: list[StageRecord]) -> Non
     settings: dict[str, Any] = {"name": name.rpartition("-")[0] or name}  # of NAME-STAGE, or of the line's own model
     before = made / "params.yaml"
     if before.is_file():
-        settings |= yaml.safe_load(before.read_text(encoding="utf-8")) or {}
+        settings |= yaml.load(before.read_bytes(), Loader=YamlLoader) or {}
     settings.pop("files", None)
     for record in chain:
         for name, value in record.params.items():
@@ -221,7 +222,7 @@ def _run(root: Path, made: Path, record: StageRecord, say: Callable[[str], None]
     code = run_guarded(command, env=_environment(root, made), on_line=lines.append)
     if code:
         shown = "\n".join(f"  | {line}" for line in lines[-_SHOWN:])
-        raise StageError(f"Stage {record.stage} of the reproduction failed (exit code {code}):\n{shown}")
+        raise StageError(f"Stage {record.stage} of the reproduction in {made} failed (exit code {code}):\n{shown}")
 
 
 def _environment(root: Path, made: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,12 @@ def _tensors(before: Path, now: Path) -> str:
             if first.shape != second.shape or first.dtype != second.dtype:
                 forms = [f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (first, second)]
                 return f"the tensor {name} is {forms[1]}, and was {forms[0]}"
-            gap = float((first.double() - second.double()).abs().max()) if first.numel() else 0.0
-            differing += gap > 0
-            if gap > largest:
+            first, second = first.double(), second.double()
+            if first.allclose(second, rtol=0, atol=0, equal_nan=True):
+                continue
+            differing += 1
+            gap = float((first - second).abs().max())
+            if gap > largest or isnan(gap):
                 largest, where = gap, name
     if not differing:
         return "all tensors are equal; the file around them is not"

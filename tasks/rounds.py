@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.schema import PipelineConfig
+from stages.storage import write_whole
 from tasks.collection import COLLECTED
 from tasks.graph import differences
 from tasks.summary import read_metrics
@@ -144,11 +144,8 @@ class Rounds:
         made = Round(number, now, config.collected_policy, metrics=metrics, **known)
         self.done[number] = made
         rounds = [asdict(self.done[n]) for n in sorted(self.done)]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self._record.with_name(f".rounds.{os.getpid()}.new")
         text = json.dumps({"settings": self._settings, "rounds": rounds}, indent=1, ensure_ascii=False)
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, self._record)
+        write_whole(self._record, text + "\n")
         self.write_report()
         return made
 
@@ -188,8 +185,9 @@ class Rounds:
         """How the reward model of the round before ranks what this one labelled; empty where the pairs have gone."""
         file = self.root / COLLECTED / "pairs.jsonl"
         pairs = [pair for pair in read_pairs(file) if pair.round == number] if file.is_file() else []
-        labels = [Label(one.pair, one.choice, one.annotator, one.how) for one in store.labels() if one.choice != "skip"]  # type: ignore[arg-type]
-        agreed = agreement_with_scores(pairs, [label for label in labels if label.pair in {p.id for p in pairs}])
+        ids = {pair.id for pair in pairs}
+        asked = (one for one in store.labels() if one.pair in ids and one.choice != "skip")
+        agreed = agreement_with_scores(pairs, [Label(one.pair, one.choice, one.annotator, one.how) for one in asked])  # type: ignore[arg-type]
         return {} if agreed is None else {"reward model on fresh pairs": agreed}
 
 

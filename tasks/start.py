@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from stages.schema import PipelineConfig
 from stages.start import START, START_RECORD, is_of_registry, registry_place
+from stages.storage import write_whole
 
 
 def fetch_start(root: Path, config: PipelineConfig) -> None:
@@ -32,7 +32,4 @@ def fetch_start(root: Path, config: PipelineConfig) -> None:
         fetch_model(root, version.md5, root / START)
     found = {"uri": uri, "model": model, "version": version.version, "md5": version.md5}
     if found != known:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        aside = record.with_suffix(f".{os.getpid()}.tmp")
-        aside.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(aside, record)
+        write_whole(record, json.dumps(found, indent=1) + "\n")

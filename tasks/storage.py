@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from stages.secrets import without_secrets
 from stages.supervise import run_guarded
 from tasks.display import display
-from tasks.lineage_records import Cache, Records, file_hash
+from tasks.lineage_records import Cache, Records, file_hash, tracked_by_hand
 from tuneline.errors import TunelineError
 
 _SHOWN_LINES = 6
@@ -66,7 +65,8 @@ def push(root: Path, remote: str = "", *, every: bool = False) -> Transfer:
     """
     name = remote_name(root, remote)
     needed = _needed(root)
-    _dvc(root, ["push", "--run-cache", "--remote", name, *(["--all-branches", "--all-tags"] if every else [])], "push")
+    more = ["--all-branches", "--all-tags"] if every else []
+    _dvc(root, name, ["push", "--run-cache", "--remote", name, *more], "push")
     with _refusals(name, "push"):
         num_mended = _mend(root, name, needed)
     return Transfer(name, len(needed), num_mended)
@@ -87,14 +87,14 @@ def push_after_run(root: Path, console: Console | None = None) -> None:
 
 
 def pull(root: Path, remote: str = "") -> Transfer:
-    """Bring what dvc.lock names, and the run cache, from a remote; what arrives is hashed.
+    """Bring what dvc.lock names, and the run cache, from a remote; what arrives is hashed before it is checked out.
 
     Raises:
         StorageError: there is no remote, it does not answer, or does not have all; or has other bytes than it should.
     """
     name = remote_name(root, remote)
     before = {path for path in _needed(root) if Cache(root).path(path).is_file()}
-    _dvc(root, ["pull", "--run-cache", "--remote", name], "pull")
+    _dvc(root, name, ["fetch", "--run-cache", "--remote", name], "pull")
     cache, needed = Cache(root), _needed(root)
     wrong = []
     for md5 in needed - before:
@@ -108,6 +108,7 @@ def pull(root: Path, remote: str = "") -> Transfer:
             f"({', '.join(sorted(wrong)[:3])}); they were taken out of DVC's cache again. Delete them on the remote, "
             "and `tuneline push` from a checkout that has them; `tuneline verify` there says whether it does."
         )
+    _dvc(root, name, ["checkout"], "pull")
     return Transfer(name, len(needed))
 
 
@@ -137,18 +138,9 @@ def _needed(root: Path) -> set[str]:
     """Hashes of all objects that dvc.lock and .dvc files name, as far as folders' lists are here."""
     records = Records(root)
     named = {out.md5 for record in records.current.values() for out in record.outs.values()}
-    for file in _tracked_by_hand(root):
-        outs = (yaml.safe_load(file.read_text()) or {}).get("outs", [])
-        named |= {out["md5"] for out in outs if "md5" in out}
+    named |= tracked_by_hand(root)
     inner = {md5 for one in named if one.endswith(".dir") for md5 in (records.cache.tree(one) or {}).values()}
     return named | inner
-
-
-def _tracked_by_hand(root: Path) -> Iterator[Path]:
-    """The files that `dvc add` leaves."""
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".") and name not in ("models", "__pycache__")]
-        yield from (Path(folder) / name for name in files if name.endswith(".dvc"))
 
 
 def _mend(root: Path, remote: str, needed: set[str]) -> int:
@@ -199,7 +191,7 @@ def _send(odb: Any, place: Path, md5: str) -> None:
     odb.fs.move(aside, target)
 
 
-def _dvc(root: Path, arguments: Sequence[str], what: str) -> None:
+def _dvc(root: Path, remote: str, arguments: Sequence[str], what: str) -> None:
     """Run DVC in the checkout; what it said last is the reason, where it fails."""
     lines: list[str] = []
     command = [sys.executable, "-m", "dvc", "--cd", str(root), "--wait-for-lock", *arguments]
@@ -208,7 +200,7 @@ def _dvc(root: Path, arguments: Sequence[str], what: str) -> None:
     except OSError as error:
         raise StorageError(f"DVC cannot be started: {error}") from error
     if code:
-        raise StorageError(_reason(arguments[arguments.index("--remote") + 1], what, "\n".join(lines)))
+        raise StorageError(_reason(remote, what, "\n".join(lines)))
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """What one run of the line did: the record behind the final table, the HTML report and `tuneline report`."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from stages.off import why_off
+from stages.storage import write_whole
 from tuneline.errors import TunelineError
 
 StageState = Literal["ran", "cached", "failed", "stopped", "not started"]
@@ -95,10 +95,7 @@ def save_last_run(root: Path, run: RunSummary) -> Path:
 
 def save_run(path: Path, run: RunSummary) -> Path:
     """Keeps a summary as JSON, written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(asdict(run), indent=1, default=datetime.isoformat))
-    os.replace(aside, path)
+    write_whole(path, json.dumps(asdict(run), indent=1, default=datetime.isoformat))
     return path
 
 
