@@ -112,11 +112,6 @@ def main(argv: list[str] | None = None) -> int:
                 from flows.lineage import show_reproduction
 
                 return show_reproduction(root, console, arguments.target, anyway=arguments.anyway, keep=arguments.keep)
-            case "env":
-                from tuneline.cli.environment import print_environment
-
-                print_environment()
-                return 0
     except TunelineError as error:
         print(f"tuneline: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from prefect.states import State
 from pydantic import Field
 
 from flows.approval import asker, refuse_on_temporary_server
+from flows.chosen import chosen_plans
 from flows.settings import TEMPORARY_SERVER, apply_stage_settings
 from stages.launch import gpus_of_machine, num_gpus
 from stages.loading import check_settings, load_config, load_params, write_params
@@ -80,6 +81,7 @@ def align(
 
     Raises:
         ConfigError: the settings are wrong, or come both from a file and with the run.
+        TunelineError: `only` names no stage, or one that reads what is out of date and is not named with it.
         StorageError: all was made, and could not be pushed.
     """
     folder = Path(root).absolute()
@@ -95,7 +97,7 @@ def align(
         again = command_to_go_on(config, overrides or [], only)
         line = Line(folder, force=force, retries=retries, retry_delay=retry_delay, again=again)
         try:
-            line.run([plan for plan in plan_stages(folder) if only is None or plan.name in only], parallel)
+            line.run(chosen_plans(plan_stages(folder), only), parallel)
             if only is None and promote:
                 line.promote()
         except BaseException as error:

@@ -89,11 +89,10 @@ def _serve(store: LabelStore, console: Console, port: int | None) -> None:
 
 
 def _show_status(store: LabelStore, console: Console) -> None:
-    for table in status_tables(summary(store)):
-        console.print(table)
+    console.print(status_table(summary(store)))
 
 
-def status_tables(told: dict[str, Any]) -> list[Table]:
+def status_table(told: dict[str, Any]) -> Table:
     """Progress and agreement, as the terminal shows them."""
     progress = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     progress.add_row("pairs", str(told["pairs"]))
@@ -109,7 +108,7 @@ def status_tables(told: dict[str, Any]) -> list[Table]:
     progress.add_row("Krippendorff's alpha", _number(agreed["alpha"]))
     for two in agreed["kappa"]:
         progress.add_row(Text(f"Cohen's kappa, {' and '.join(two['annotators'])}"), _number(two["kappa"]))
-    return [progress]
+    return progress
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.sweep import check_name, comparison_tables
+from flows.sweep import check_name, comparison_tables, metric_words
 from tasks.sweep_compare import compare_variants
 from tasks.sweep_report import write_sweep_report
 from tasks.sweep_sources import read_runs
@@ -25,7 +25,7 @@ def run_compare(root: Path, console: Console, options: argparse.Namespace) -> in
         raise ConfigError("compare takes two runs or more: experiments, revisions, `workspace`, or MLflow's run ids.")
     check_name(options.name)
     records = read_runs(root, list(dict.fromkeys(options.runs)))
-    command = shlex.join(["tuneline", "compare", *options.runs])
+    command = shlex.join(["tuneline", "compare", *options.runs, *metric_words(options)])
     comparison = compare_variants(options.name, command, records, options.metrics, options.lower)
     for table in comparison_tables(comparison):
         console.print(table)

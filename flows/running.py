@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.chosen import chosen_plans
 from flows.server import start_temporary_server
 from flows.settings import has_prefect_server
 from flows.terminal import print_end
@@ -43,15 +44,7 @@ def run_line(
     if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
         write_params(checked, root / PARAMS_FILE)
     fetch_start(root, checked)
-    every = plan_stages(root, settings)
-    plans = [plan for plan in every if only is None or plan.name in only]
-    for plan in plans:
-        missing = [name for name in plan.follows if only is not None and name not in only]
-        if missing:
-            raise TunelineError(
-                f"{plan.name} is made from what {', '.join(missing)} left, which is out of date. Run the whole line "
-                f"(`tuneline run CONFIG`), or first `tuneline stage {missing[0]}`."
-            )
+    plans = chosen_plans(plan_stages(root, settings), only)
     if not options.force and all(plan.up_to_date for plan in plans):
         if config:
             write_params(checked, root / PARAMS_FILE)

@@ -15,7 +15,6 @@ from typing import NoReturn
 from flows.settings import LOOPBACK, program
 from tuneline.errors import TunelineError
 
-DEFAULT_PORT = 4200
 _PASSED_ON = ("PREFECT_RESULTS_LOCAL_STORAGE_PATH", "PREFECT_MEMO_STORE_PATH", "PREFECT_RESULTS_DEFAULT_SERIALIZER")
 
 

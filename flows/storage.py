@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from tuneline.errors import TunelineError
+if TYPE_CHECKING:
+    from tasks.gc import History
 
 _SHOWN = 8
 
@@ -34,15 +36,20 @@ def pull_results(root: Path, console: Console, remote: str) -> int:
 
 
 def free_space(
-    root: Path, console: Console, *, yes: bool, history: str, keep_versions: int | None, keep_days: float, verbose: bool
+    root: Path,
+    console: Console,
+    *,
+    yes: bool,
+    history: History,
+    keep_versions: int | None,
+    keep_days: float,
+    verbose: bool,
 ) -> int:
     """Shows what no kept version needs, and frees it where that is asked for."""
     from tasks.gc import Keeping, collect, free
     from tasks.lineage_text import in_bytes
 
-    if history not in ("refs", "all", "none"):
-        raise TunelineError(f"--history {history} is none of refs, all, none.")
-    keeping = Keeping(history, keep_versions, keep_days)  # type: ignore[arg-type]
+    keeping = Keeping(history, keep_versions, keep_days)
     with console.status("Looking ..."):
         found = free(root, keeping) if yes else collect(root, keeping)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")

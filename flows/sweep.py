@@ -231,11 +231,19 @@ def check_name(name: str) -> None:
         raise ConfigError(f"--name {name}: a name has letters, digits, `.`, `_` and `-`, at most 100.")
 
 
+def metric_words(options: argparse.Namespace) -> list[str]:
+    """The flags that say what is compared, as they were typed."""
+    words = [word for metric in options.metrics for word in ("--metric", metric)]
+    if options.lower is not None:
+        words.append("--minimize" if options.lower else "--maximize")
+    return words
+
+
 def _command(options: argparse.Namespace, config: Path) -> str:
     """What to type to go on with this sweep."""
     words = ["tuneline", "sweep", str(config)]
     words += [word for override in options.overrides for word in ("--set", override)]
-    words += [word for metric in options.metrics for word in ("--metric", metric)]
+    words += metric_words(options)
     words += [] if options.jobs is None else ["--jobs", str(options.jobs)]
     words += [] if options.name is None else ["--name", options.name]
     return shlex.join(words)

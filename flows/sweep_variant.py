@@ -7,12 +7,9 @@ The settings are in its params.yaml already. What it leaves is its RunSummary, f
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -46,7 +43,7 @@ def run_variant(root: Path, name: str, retries: int, retry_delay: float) -> int:
     from stages.loading import load_params
     from tasks.display import display
     from tasks.graph import PARAMS_FILE, plan_stages
-    from tasks.summary import RunSummary, cached_summary, load_last_run
+    from tasks.summary import RunSummary, cached_summary, load_last_run, save_run
     from tasks.sweep_record import VARIANT_RESULT
     from tasks.tracking import ParentRun
     from tuneline.errors import StageError, TunelineError
@@ -73,7 +70,7 @@ def run_variant(root: Path, name: str, retries: int, retry_delay: float) -> int:
         parent = ParentRun(root, settings)
         parent.open(name, "")
         parent.close(run, None)
-    (root / VARIANT_RESULT).write_text(json.dumps(asdict(run), default=datetime.isoformat), encoding="utf-8")
+    save_run(root / VARIANT_RESULT, run)
     return code
 
 
