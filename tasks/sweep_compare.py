@@ -57,7 +57,7 @@ class MetricComparison:
     lower_is_better: bool
     settings: tuple[SettingResult, ...]
     num_missing: int
-    """Finished variants without this metric."""
+    """Finished variants without this metric, or in which it is not finite."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,16 @@ def compare_variants(
         lower: Whether less is better under the first; None goes by its name.
 
     Raises:
-        ConfigError: no variant has a metric of that name.
+        ConfigError: no variant has a metric of that name, or it is finite in none.
     """
     done = [variant for variant in variants if variant.state == "done"]
-    known = list(dict.fromkeys(metric for variant in done for metric in variant.metrics))
+    values = [item for variant in done for item in variant.metrics.items()]
+    known = list(dict.fromkeys(metric for metric, value in values if math.isfinite(value)))
     chosen = list(metrics) or default_metrics(known, {dotted for variant in done for dotted in variant.setting})
     compared = []
     for number, metric in enumerate(chosen if done else ()):
         if metric not in known:
-            raise ConfigError(f"--metric {metric}: no variant has it{_nearest(metric, known)}.")
+            raise ConfigError(f"--metric {metric}: no variant has a finite value of it{_nearest(metric, known)}.")
         is_lower = lower if number == 0 and lower is not None else lower_is_better(metric)
         compared.append(_compare(metric, done, is_lower))
     return Comparison(name, command, tuple(compared), tuple(variants))

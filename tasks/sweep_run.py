@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -21,7 +19,7 @@ from tasks.checkouts import checkout_environment, scratch_checkout
 from tasks.display import ended_stage
 from tasks.graph import PARAMS_FILE
 from tasks.history import add_to_history
-from tasks.summary import RunSummary, StageSummary
+from tasks.summary import RunSummary, load_run
 from tasks.sweep_plan import Schedule, Units
 from tasks.sweep_record import SWEEPS, VARIANT_RESULT, SweepRecord, VariantRecord
 from tasks.sweep_settings import Variant
@@ -175,12 +173,9 @@ class Sweep:
 
 def _result(checkout: Path) -> RunSummary | None:
     try:
-        record = json.loads((checkout / VARIANT_RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return load_run(checkout / VARIANT_RESULT)
+    except TunelineError:  # it died before it could leave one
         return None
-    stages = tuple(StageSummary(**stage) for stage in record.pop("stages"))
-    started, finished = (datetime.fromisoformat(record.pop(moment)) for moment in ("started", "finished"))
-    return RunSummary(stages=stages, started=started, finished=finished, **record)
 
 
 def save_experiment(root: Path, checkout: Path, name: str) -> str:

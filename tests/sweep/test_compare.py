@@ -87,3 +87,14 @@ def test_a_sweep_in_which_nothing_is_done_compares_nothing():
     comparison = compare_variants("s", "c", [variant("0.1", "0", None, state="failed")], ["any"])
     assert comparison.metrics == ()
     assert comparison.values == {}
+
+
+def test_a_metric_that_is_finite_nowhere_is_as_one_that_is_missing():
+    """A sweep whose variants have all diverged still ends with its report."""
+    metrics = {"dpo/eval/loss": math.nan, "sft/eval/loss": 0.5}
+    variants = [VariantRecord(f"v{b}", {"beta": b}, {}, state="done", metrics=metrics) for b in ("1", "2")]
+    comparison = compare_variants("x", "x", variants, [])
+    assert [metric.metric for metric in comparison.metrics] == ["sft/eval/loss"]
+    assert comparison.values["best/sft/eval/loss/mean"] == 0.5
+    with pytest.raises(ConfigError, match="dpo/eval/loss: no variant has a finite value of it"):
+        compare_variants("x", "x", variants, ["dpo/eval/loss"])
