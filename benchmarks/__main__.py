@@ -20,14 +20,13 @@ from rich.console import Console
 
 import tuneline
 from benchmarks import generation, grpo, pipeline, ppo
-from benchmarks.options import add_shared_options
+from benchmarks.options import PREFERENCES, add_data_option, add_shared_options
 from benchmarks.parts import warn_if_busy
 from benchmarks.report import table_of
-from benchmarks.runs import ROOT, SIDES, compare
+from benchmarks.runs import SIDES, compare
 from benchmarks.workload import KINDS, Workload
 from tuneline.errors import ConfigError, DataError, TunelineError
 
-DEFAULT_DATA = ROOT.parent / "shared" / "data" / "hh-harmless.jsonl.gz"
 LOSS_TOLERANCE = 1e-3  # relative; separate sums in float32 drift apart as training goes on
 
 
@@ -109,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     amount.add_argument("--rows", type=int, default=128, help="rows to measure, pairs or texts (default 128)")
     amount.add_argument("--steps", type=int, help="optimizer steps to measure, in place of --rows")
     parser.add_argument("--batch-size", type=int, default=8, help="rows a step (default 8)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of preferences (default %(default)s)")
+    add_data_option(parser, PREFERENCES, "JSONL of preferences")
     parser.add_argument("--max-length", type=int, default=1024, help="longer rows are left out (default 1024 tokens)")
     add_shared_options(parser, learning_rate=1e-5)
     return parser

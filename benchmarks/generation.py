@@ -7,7 +7,6 @@ worked solutions, the same for both sides: a model with random weights would not
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import platform
 import random
@@ -21,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.grpo_work import read_questions
+from benchmarks.options import PROBLEMS, add_data_option
 from benchmarks.parts import GIB, warn_if_busy
-from benchmarks.runs import ROOT, SIDES, run_python
+from benchmarks.runs import SIDES, run_python
 from benchmarks.workload import make_model, make_tokenizer
 from tuneline.errors import ConfigError, DataError
-
-DEFAULT_DATA = ROOT.parent / "shared" / "data" / "gsm8k-train.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -80,27 +79,26 @@ def main(words: list[str], console: Console) -> int:
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> GenerationWork:
     """Write model, tokenizer and work to `folder`."""
-    if not arguments.data.is_file():
-        raise DataError(f"the data file {arguments.data} is absent; name another with --data: JSONL (.gz or not).")
-    opener = gzip.open if arguments.data.suffix == ".gz" else open
-    with opener(arguments.data, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    questions = read_questions(arguments.data)
     num_prompts = arguments.prompts * (arguments.calls + 1)
-    if len(rows) < num_prompts:
-        raise DataError(f"{arguments.data} has {len(rows)} rows; {num_prompts} are needed: lower --calls or --prompts.")
-    tokenizer = make_tokenizer([row[column] for row in rows for column in ("question", "answer")])
+    if len(questions) < num_prompts:
+        raise DataError(
+            f"{arguments.data} has {len(questions)} different questions; {num_prompts} are needed: lower --calls or "
+            "--prompts."
+        )
+    tokenizer = make_tokenizer([text for pair in questions.items() for text in pair])
     make_model("sft", arguments.seed, tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    solutions = [len(ids) + 1 for ids in tokenizer([row["answer"] for row in rows])["input_ids"]]  # with their end
+    solutions = [len(ids) + 1 for ids in tokenizer(list(questions.values()))["input_ids"]]  # with their end
     draws = random.Random(arguments.seed)
     prompts = [
         {
-            "ids": tokenizer(row["question"] + "\n")["input_ids"],
+            "ids": tokenizer(question + "\n")["input_ids"],
             "lengths": [
                 min(draws.choice(solutions), arguments.max_completion_length) for _ in range(arguments.num_generations)
             ],
         }
-        for row in rows[:num_prompts]
+        for question in list(questions)[:num_prompts]
     ]
     work = GenerationWork(
         calls=[prompts[start : start + arguments.prompts] for start in range(0, num_prompts, arguments.prompts)],
@@ -124,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side, in turns, for medians (default 1)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of questions and answers")
+    add_data_option(parser, PROBLEMS, "JSONL of questions and answers")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="leave one out (default both)")
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--json", type=Path, help="write everything measured to this file")

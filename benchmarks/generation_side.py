@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteriaList
 
+from benchmarks import FOLDER, RESULT
 from benchmarks.generation import GenerationWork
-from benchmarks.measure import FOLDER, RESULT, forget_peak_memory, peak_memory, resident_memory, seconds_waited
+from benchmarks.measure import forget_peak_memory, peak_memory, resident_memory, seconds_waited
 from benchmarks.rollouts import RowEnds
 
 Call = list[dict[str, Any]]

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.generation import DEFAULT_DATA
 from benchmarks.grpo_report import AGREEMENTS, comparison_of, grpo_table
 from benchmarks.grpo_work import GRPOWork, GRPOWorkload, prepare
-from benchmarks.options import add_shared_options
+from benchmarks.options import PROBLEMS, add_data_option, add_shared_options
 from benchmarks.parts import Run, check_agreement, run_parts, run_side, warn_if_busy
 from benchmarks.runs import SIDES
 from tuneline.errors import ConfigError, StageError
@@ -100,6 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="completions a micro-batch (default 8)")
     parser.add_argument("--max-completion-length", type=int, default=256, help="in tokens (default 256)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="leave one out (default both)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of questions and answers")
+    add_data_option(parser, PROBLEMS, "JSONL of questions and answers")
     add_shared_options(parser, learning_rate=1e-6)
     return parser

@@ -15,8 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-FOLDER = "BENCHMARK_FOLDER"
-RESULT = "BENCHMARK_RESULT"
+from benchmarks import FOLDER, RESULT
 
 
 class Measurement(TrainerCallback):

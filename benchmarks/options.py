@@ -1,11 +1,20 @@
-"""Options that all side-by-side benchmarks have."""
+"""Options that all side-by-side benchmarks have, and where their data lies."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from benchmarks.runs import SIDES
+from benchmarks.runs import ROOT, SIDES
+
+PREFERENCES, PROBLEMS = "hh-harmless.jsonl.gz", "gsm8k-train.jsonl.gz"
+
+
+def add_data_option(parser: argparse.ArgumentParser, name: str, what: str) -> None:
+    """`--data`, by default data/NAME of the checkout, as in configs/, or else shared/data/NAME beside it."""
+    places = (ROOT / "data" / name, ROOT.parent / "shared" / "data" / name)
+    default = next((place for place in places if place.is_file()), places[0])
+    parser.add_argument("--data", type=Path, default=default, help=f"{what} (default data/{name})")
 
 
 def add_shared_options(parser: argparse.ArgumentParser, *, learning_rate: float) -> None:

@@ -17,15 +17,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.options import add_shared_options
+from benchmarks.options import PREFERENCES, add_data_option, add_shared_options
 from benchmarks.parts import PartsComparison, Run, check_agreement, run_parts, run_side, warn_if_busy
 from benchmarks.peers import trl_with_ppo
 from benchmarks.ppo_report import AGREEMENTS, comparison_of, first_step_strays, ppo_table
 from benchmarks.ppo_work import PARTS, PPOPart, PPOWorkload, prepare
-from benchmarks.runs import ROOT, SIDES
+from benchmarks.runs import SIDES
 from tuneline.errors import ConfigError, StageError
 
-DEFAULT_DATA = ROOT.parent / "shared" / "data" / "hh-harmless.jsonl.gz"
 VALUE_FUNCTIONS = ("model", "head")
 
 
@@ -151,6 +150,6 @@ def _parser() -> argparse.ArgumentParser:
         help="tuneline's (default model, as TRL's); with a head whole steps alone are measured",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="leave one out (default both)")
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="JSONL of preferences, for prompts and answers")
+    add_data_option(parser, PREFERENCES, "JSONL of preferences, for prompts and answers")
     add_shared_options(parser, learning_rate=3e-6)
     return parser

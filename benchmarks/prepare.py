@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.measure import FOLDER
+from benchmarks import FOLDER
 from benchmarks.workload import Workload, prepare
 from tuneline.errors import TunelineError
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import FOLDER, RESULT
 from benchmarks.workload import Work, Workload
 from tuneline.errors import StageError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("trl", "tuneline")
-FOLDER, RESULT = "BENCHMARK_FOLDER", "BENCHMARK_RESULT"
 
 
 @dataclass(frozen=True)

@@ -34,5 +34,5 @@ def test_prompts_and_lengths_come_from_the_data(tmp_path):
     assert 1 < min(work.lengths) <= max(work.lengths) <= 5
     assert GenerationWork(**json.loads((tmp_path / "work.json").read_text())) == work
     arguments.calls = 3
-    with pytest.raises(DataError, match="has 6 rows; 8 are needed"):
+    with pytest.raises(DataError, match="has 6 different questions; 8 are needed"):
         prepare(arguments, tmp_path)
