@@ -19,9 +19,10 @@ from tuneline.losses.distillation import (
     generalized_jsd_and_slopes,
     jsd_on_support,
 )
-from tuneline.models.layouts import output_head, pad_token_id
+from tuneline.models.layouts import output_head
+from tuneline.models.padded import padded_logits
 from tuneline.products import fill_up
-from tuneline.trees import PromptTrees, pad_out
+from tuneline.trees import PromptTrees
 
 _NUM_TABLES = 4  # of a chunk's size at once, about: both models' log-probabilities, the mixture's, the slopes
 
@@ -91,9 +92,7 @@ def pending_logits(model: nn.Module, trees: PromptTrees) -> PendingLogits:
     """What a causal language model, not wrapped, has to say of the targets."""
     head = output_head(model)
     if not isinstance(head, TargetHead):
-        rows = pad_out(trees, pad_token_id(model))
-        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
-        return PendingLogits(logits[rows.target_rows, rows.target_columns])
+        return PendingLogits(padded_logits(model, trees))
     trees = fill_up(trees)
     positions, rows_T = trees.target_positions.unique(return_inverse=True)
     hidden_TH = ask_head(head, model, trees, positions, _HiddenQuestion(rows_T)).logits[0]
@@ -132,9 +131,7 @@ def divergences(
 def _padded_divergences(
     model: nn.Module, trees: PromptTrees, teacher: TeachersAnswer, beta: float, temperature: float, weights: Tensor
 ) -> Divergences:
-    rows = pad_out(trees, pad_token_id(model))
-    output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-    log_p = (output.logits[rows.target_rows, rows.target_columns].float() / temperature).log_softmax(-1)
+    log_p = (padded_logits(model, trees).float() / temperature).log_softmax(-1)
     values = teacher.divergence(log_p, slice(None), beta, temperature)
     return Divergences(values * weights, values.detach(), _entropies(log_p.detach()))
 

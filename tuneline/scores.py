@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from tuneline.attention import Segments, reading_trees
+from tuneline.data.formats import common_prefix_length
 from tuneline.heads import LabelHead, ScoreHead
 from tuneline.models.layouts import pad_token_id, score_head
 from tuneline.products import fill_up
-from tuneline.trees import PromptTrees, pad_out
+from tuneline.trees import Branch, PromptTrees, Tree, pad_out
+
+
+def tree_of_whole(sequences: Sequence[Sequence[int]]) -> Tree:
+    """Whole sequences to score: what all begin with is shared, except the last token of each, where its score is
+    read."""
+    shared = min(common_prefix_length(sequences[0][:-1], ids[:-1]) for ids in sequences)
+    return Tree(sequences[0][:shared], [Branch(ids[shared:], [0] * (len(ids) - shared)) for ids in sequences])
 
 
 def sequence_scores(model: nn.Module, trees: PromptTrees) -> Tensor:

@@ -28,7 +28,8 @@ from tuneline.chat_templates import (
     recognise,
     supports_tool_calling,
 )
-from tuneline.chat_templates.checks import REFUSALS, marked_spans
+from tuneline.chat_templates.checks import marked_spans
+from tuneline.data.rendering import REFUSALS
 from tuneline.environments.chat import ChatFormat
 from tuneline.errors import ModelError
 

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.formats import Messages, render_dialogue
-from tuneline.data.rendering import has_generation_markers
-
-REFUSALS = (jinja2.TemplateError, TypeError, ValueError, KeyError)  # what templates raise at what they do not take
+from tuneline.data.rendering import REFUSALS, has_generation_markers
 
 _ASKS = {"role": "user", "content": "question"}
 _SAYS = {"role": "assistant", "content": "answer"}

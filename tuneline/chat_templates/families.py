@@ -18,9 +18,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.chat_templates.checks import REFUSALS, is_chat_template_prefix_preserving, supports_tool_calling
+from tuneline.chat_templates.checks import is_chat_template_prefix_preserving, supports_tool_calling
 from tuneline.data.formats import Messages, render_dialogue
-from tuneline.data.rendering import has_generation_markers
+from tuneline.data.rendering import REFUSALS, has_generation_markers
 from tuneline.errors import ModelError
 
 _FOLDER = Path(__file__).parent

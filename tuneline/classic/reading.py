@@ -3,8 +3,7 @@ models (or padded rows, where a model cannot read trees), padded rows for encode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 from tuneline.classic.batch import StepBatch
 from tuneline.heads import TargetHead
 from tuneline.logprobs import token_logprobs
+from tuneline.models.hidden_states import input_of
 from tuneline.models.layouts import base_model, output_head, pad_token_id, prepare_for_trees
+from tuneline.models.padded import padded_logits
 from tuneline.models.value_head import AutoModelForCausalLMWithValueHead, AutoModelForSeq2SeqLMWithValueHead
-from tuneline.trees import Branch, PromptTrees, Tree, lay_out, pad_out
+from tuneline.trees import Branch, PromptTrees, Tree, lay_out
 from tuneline.values import PolicyAndValue, logprobs_and_values
 
 # Logits that may exist at once, where whole distributions are compared.
@@ -179,25 +180,12 @@ def _logits_of_targets(model: nn.Module, trees: PromptTrees) -> Callable[[slice]
     """What gives the logits of a slice of the targets, (targets, vocab)."""
     head: Any = output_head(model)
     if not isinstance(head, TargetHead):
-        rows = pad_out(trees, pad_token_id(model))
-        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
-        return logits[rows.target_rows, rows.target_columns].__getitem__
-    with _input_of(head) as heard:
+        return padded_logits(model, trees).__getitem__
+    with input_of(head) as heard:
         token_logprobs(model, trees)
     _, places = trees.target_positions.unique(return_inverse=True)
     hidden = heard[0][0].index_select(0, places)
     return lambda some: F.linear(hidden[some].to(head.weight.dtype), head.weight, head.bias)
-
-
-@contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What a module reads while this lasts."""
-    heard: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach()))
-    try:
-        yield heard
-    finally:
-        hook.remove()
 
 
 def prepare_reference(model: Any) -> nn.Module:

@@ -22,11 +22,10 @@ from datasets import (
     concatenate_datasets,
     interleave_datasets,
     load_dataset,
-    load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
 
-from tuneline.data.readers import BadRow, bad_rows_error, iter_source, read_source
+from tuneline.data.readers import BadRow, bad_rows_error, iter_source, read_source, saved_dataset
 from tuneline.errors import ConfigError, DataError
 from tuneline.logging import get_logger
 
@@ -144,18 +143,11 @@ def load_part(source: DatasetConfig, *, streaming: bool = False) -> AnyDataset:
 
     Raises: as `get_dataset`.
     """
-    place = Path(source.path)
-    part: Any
-    if place.is_file():
-        part = _stream_of(source.path) if streaming else read_source(source.path)
-    elif (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-        part = load_from_disk(source.path)
-        if isinstance(part, DatasetDict):
-            if source.split not in part:
-                found = ", ".join(map(repr, part))
-                raise DataError(f"{source.path}: has no split {source.split!r}; it has {found}.")
-            part = part[source.split]
+    part: Any = saved_dataset(source.path, source.split)
+    if part is not None:
         part = part.to_iterable_dataset() if streaming else part
+    elif Path(source.path).is_file():
+        part = _stream_of(source.path) if streaming else read_source(source.path)
     else:
         try:
             part = load_dataset(

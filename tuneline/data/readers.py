@@ -219,19 +219,28 @@ def _iter_parquet(path: Path) -> Iterator[SourceRow]:
         raise DataError(f"{path}: is not Parquet, or is damaged ({error}).") from None
 
 
+def saved_dataset(path: str, split: str) -> Dataset | None:
+    """The rows of a folder that `datasets` saved; None for any other place.
+
+    Raises:
+        DataError: it cannot be read, or has no such split.
+    """
+    if not any(Path(path, name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    try:
+        dataset = load_from_disk(path)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: was saved by datasets and cannot be read ({error}).") from error
+    if not isinstance(dataset, DatasetDict):
+        return dataset
+    if split not in dataset:
+        raise DataError(f"{path}: has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
+    return dataset[split]
+
+
 def _iter_datasets(path: str, split: str, revision: str | None, subset: str | None) -> Iterator[SourceRow]:
-    place = Path(path)
-    dataset: Any
-    if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-        try:
-            dataset = load_from_disk(path)
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: was saved by datasets and cannot be read ({error}).") from error
-        if isinstance(dataset, DatasetDict):
-            if split not in dataset:
-                raise DataError(f"{path}: has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
-            dataset = dataset[split]
-    else:
+    dataset: Any = saved_dataset(path, split)
+    if dataset is None:
         try:
             dataset = load_dataset(path, name=subset, split=split, revision=revision)
         except (ValueError, OSError, DatasetGenerationError) as error:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.batches import NUM_KEPT, NUM_WHOLE, REWRITTEN
 from tuneline.data.rendering import Rows, tokenize_texts
-from tuneline.data.tokenize import AnyDataset, Tokenized, _checked, _map, _unknown_format
+from tuneline.data.tokenize import AnyDataset, Tokenized, read_plainly, tokenize_rows, unknown_format
 from tuneline.errors import DataError
 
 
@@ -39,9 +39,9 @@ def tokenize_for_steps(
     Raises:
         DataError: no such format, a row that is none, or no label in any row.
     """
-    dataset, first = _checked(dataset, tokenizer)
+    dataset, first = read_plainly(dataset, tokenizer)
     if not ({"input_ids", "labels"} <= set(first) or {"prompt", "completions", "labels"} <= set(first)):
-        raise _unknown_format(first, "'prompt', 'completions' and 'labels'")
+        raise unknown_format(first, "'prompt', 'completions' and 'labels'")
     separator = tokenize_texts(tokenizer, [step_separator], add_special_tokens=False)[0]
     if not separator:
         raise DataError(f"step_separator={step_separator!r} has no token, so no step would have a place for its label.")
@@ -53,7 +53,7 @@ def tokenize_for_steps(
         "max_completion_length": max_completion_length,
         "last_step_only": last_step_only,
     }
-    return _map(dataset, steps_batch, arguments, num_proc)
+    return tokenize_rows(dataset, steps_batch, arguments, num_proc)
 
 
 def steps_batch(

@@ -89,7 +89,7 @@ def tokenize_for_sft(
         DataError: no known format, a row that is none, or no target in any row.
         ModelError: no chat template, no generation marks for `assistant_only_loss`, or no EOS token.
     """
-    dataset, first = _checked(dataset, tokenizer)
+    dataset, first = read_plainly(dataset, tokenizer)
     if formatting_func is not None:
         source = "formatted"
     elif "input_ids" in first:
@@ -100,7 +100,7 @@ def tokenize_for_sft(
         candidates = ("messages", "conversations", dataset_text_field)
         found = [name for name in candidates if first.get(name) is not None]
         if not found:
-            raise _unknown_format(first, f"{dataset_text_field!r}, 'messages', 'prompt' with 'completion', 'input_ids'")
+            raise unknown_format(first, f"{dataset_text_field!r}, 'messages', 'prompt' with 'completion', 'input_ids'")
         source = found[0]
     if completion_only_loss and source not in ("prompt", "input_ids"):
         raise DataError(
@@ -121,7 +121,7 @@ def tokenize_for_sft(
         "eos_token": _end_of_text(tokenizer, eos_token, first) if standard else None,
         "chat_template": chat_template,
     }
-    return _map(dataset, sft_batch, arguments, num_proc)
+    return tokenize_rows(dataset, sft_batch, arguments, num_proc)
 
 
 def tokenize_for_preference(
@@ -184,12 +184,12 @@ def tokenize_completions(
 
     Raises: as `tokenize_for_sft`.
     """
-    dataset, first = _named_alike(*_checked(dataset, tokenizer), sides)
+    dataset, first = _named_alike(*read_plainly(dataset, tokenizer), sides)
     ready = {f"{side}_ids" for side in sides} <= set(first)
     explicit = {"prompt", *sides} if "chosen" not in sides else set(sides)
     if not (ready or explicit <= set(first)) or not set(required_columns) <= set(first):
         names = " and ".join(repr(name) for name in sorted(explicit | set(required_columns)))
-        raise _unknown_format(first, names + ("" if "prompt" in explicit else ", with or without 'prompt'"))
+        raise unknown_format(first, names + ("" if "prompt" in explicit else ", with or without 'prompt'"))
     arguments = {
         "tokenizer": tokenizer,
         "sides": tuple(sides),
@@ -202,7 +202,7 @@ def tokenize_completions(
         else None,
         "chat_template": chat_template,
     }
-    return _map(dataset, completions_batch, arguments, num_proc)
+    return tokenize_rows(dataset, completions_batch, arguments, num_proc)
 
 
 def tokenize_for_reward(
@@ -220,10 +220,10 @@ def tokenize_for_reward(
 
     Raises: as `tokenize_for_sft`.
     """
-    dataset, first = _named_alike(*_checked(dataset, tokenizer), ["chosen", "rejected"])
+    dataset, first = _named_alike(*read_plainly(dataset, tokenizer), ["chosen", "rejected"])
     ready = {"chosen_ids", "rejected_ids"} <= set(first)
     if not ready and not {"chosen", "rejected"} <= set(first):
-        raise _unknown_format(first, "'chosen' and 'rejected', with or without 'prompt'")
+        raise unknown_format(first, "'chosen' and 'rejected', with or without 'prompt'")
     arguments = {
         "tokenizer": tokenizer,
         "max_length": max_length,
@@ -232,7 +232,7 @@ def tokenize_for_reward(
         else None,
         "chat_template": chat_template,
     }
-    return _map(dataset, reward_batch, arguments, num_proc)
+    return tokenize_rows(dataset, reward_batch, arguments, num_proc)
 
 
 def _named_alike(dataset: Any, first: dict[str, Any], sides: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -250,7 +250,7 @@ def _end_of_text(tokenizer: ProcessingClass, eos_token: str | None, first: Mappi
     return None if has_images(first) else require_eos(tokenizer_of(tokenizer), eos_token)
 
 
-def _checked(dataset: AnyDataset, tokenizer: ProcessingClass) -> tuple[Any, dict[str, Any]]:
+def read_plainly(dataset: AnyDataset, tokenizer: ProcessingClass) -> tuple[Any, dict[str, Any]]:
     """The dataset read as plain Python values, with its images in a column, and its first row."""
     if isinstance(dataset, Dataset):
         if dataset.format["type"] == "custom":
@@ -268,11 +268,13 @@ def _checked(dataset: AnyDataset, tokenizer: ProcessingClass) -> tuple[Any, dict
     return dataset, first
 
 
-def _unknown_format(first: Mapping[str, Any], expected: str) -> DataError:
+def unknown_format(first: Mapping[str, Any], expected: str) -> DataError:
     return DataError(f"The dataset has the columns {', '.join(map(repr, first))}; expected {expected}.")
 
 
-def _map(dataset: AnyDataset, function: Callable, arguments: dict[str, Any], num_proc: int | None) -> Tokenized:
+def tokenize_rows(
+    dataset: AnyDataset, function: Callable, arguments: dict[str, Any], num_proc: int | None
+) -> Tokenized:
     """Tokenise in one pass, drop the rows of which nothing was kept, and count."""
     arguments = {**arguments, "revision": _REVISION}
     read = [name for name in column_names(dataset) if name not in IMAGE_COLUMNS]  # pixels are made of these later

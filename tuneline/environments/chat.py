@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from tuneline.data.formats import Messages, render_dialogue
-from tuneline.data.rendering import require_template
+from tuneline.data.rendering import REFUSALS, require_template
 from tuneline.environments.parsing import Reply, ReplyParser, reply_parser
 from tuneline.errors import DataError, ModelError
 
 _MARK = "WORDS-OF-THE-ASSISTANT"  # found again in what the template renders
 _PROBE = "ANSWER-OF-A-TOOL"
 _PROBE_TOOL = "probe"
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, KeyError)
 
 
 class ChatFormat:
@@ -91,7 +89,7 @@ class ChatFormat:
         turn = {"continue_final_message": True} if continues else {"add_generation_prompt": True}
         try:
             text = render_dialogue(self.tokenizer, messages, tools=schemas or None, **turn, **self.options)
-        except _TEMPLATE_ERRORS as error:
+        except REFUSALS as error:
             raise DataError(f"The chat template does not take the prompt {str(messages)[:200]}: {error}") from error
         return self._ids(text)
 
@@ -123,7 +121,7 @@ class ChatFormat:
                 answered = render_dialogue(
                     self.tokenizer, [*start, *messages], add_generation_prompt=True, **self.options
                 )
-            except _TEMPLATE_ERRORS as error:
+            except REFUSALS as error:
                 reasons.append(f"the template refuses it ({error})")
                 continue
             _, found, behind = alone.rpartition(_MARK)

@@ -68,7 +68,7 @@ def parse_hermes(
     tokenizer: PreTrainedTokenizerBase, prefix_ids: Sequence[int], ids: Sequence[int], schemas: list[dict]
 ) -> Reply:
     """Calls as Hermes and Qwen2 write them. One that is not closed is malformed."""
-    text = _decode(tokenizer, ids)
+    text = decoded(tokenizer, ids)
     calls, words = [], text
     for match in _HERMES.finditer(text):
         body, closed = match.groups()
@@ -124,7 +124,8 @@ def _call(function: Any) -> ToolCall:
     return ToolCall(function["name"], arguments)
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens included."""
     text = tokenizer.decode(list(ids), skip_special_tokens=False)
     assert isinstance(text, str)
     return text

@@ -19,6 +19,7 @@ from tuneline.environments.calling import Outcome
 from tuneline.environments.chat import defused, shortened
 from tuneline.environments.exchange import Counts, Exchange
 from tuneline.environments.loop import hold
+from tuneline.environments.parsing import decoded
 from tuneline.environments.tools import named_tools, outcome_text
 from tuneline.errors import ConfigError, RewardError
 from tuneline.rollout.protocol import Rollout, RolloutEngine, Sampling, rollout_seed
@@ -192,7 +193,7 @@ class TextExchange(Exchange):
 
     def _read_turn(self, is_finished: bool) -> None:
         turn = self._ids[self._turn_start :]
-        self._turn = _decode(self._environment.tokenizer, turn)
+        self._turn = decoded(self._environment.tokenizer, turn)
         submitted, called = SUBMIT in self._turn, CALL in self._turn
         ended = is_finished and turn[-1] in self._stops
         if is_finished and not (submitted or called or ended):
@@ -224,9 +225,3 @@ def _tokens_that_may_end_a_mark(tokenizer: PreTrainedTokenizerBase) -> tuple[int
     if all(isinstance(i, int) and i != tokenizer.unk_token_id for i in whole):
         return tuple(whole)
     return tuple(sorted(i for token, i in tokenizer.get_vocab().items() if ">" in token))
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text = tokenizer.decode(list(ids), skip_special_tokens=False)
-    assert isinstance(text, str)
-    return text

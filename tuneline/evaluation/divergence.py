@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tuneline.attention import Segments, reading_trees
 from tuneline.heads import TargetHead
 from tuneline.logprobs import sum_by_sequence
-from tuneline.models.layouts import base_model, output_head, pad_token_id
-from tuneline.trees import Branch, PromptTrees, Tree, lay_out, pad_out
+from tuneline.models.layouts import base_model, output_head
+from tuneline.models.padded import padded_logits
+from tuneline.trees import Branch, PromptTrees, Tree, lay_out
 
 _LOGITS_AT_ONCE = 2**25  # of each model; 128 MiB in float32
 
@@ -63,9 +64,7 @@ def kl_divergences(policy: nn.Module, reference: nn.Module, sampled: Sequence[Sa
 def target_logits(model: nn.Module, trees: PromptTrees) -> Tensor:
     """(targets, vocab): the logits that predict each target, for batches small enough to hold them."""
     if not isinstance(output_head(model), TargetHead):
-        rows = pad_out(trees, pad_token_id(model))
-        output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
-        return output.logits[rows.target_rows, rows.target_columns]
+        return padded_logits(model, trees)
     with reading_trees():
         output = model(
             input_ids=trees.input_ids,

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.formats import common_prefix_length
 from tuneline.data.rendering import Rows, require_eos, tokenize_values
-from tuneline.scores import sequence_scores
-from tuneline.trees import Branch, Tree, lay_out
+from tuneline.scores import sequence_scores, tree_of_whole
+from tuneline.trees import lay_out
 
 Group = Sequence[Sequence[int]]  # token ids of the sequences of one prompt
 _TOKENS_AT_ONCE = 8192
@@ -43,18 +42,12 @@ def score_groups(model: nn.Module, groups: Sequence[Group]) -> list[list[float]]
         for group in batch:
             different = sorted({tuple(ids) for ids in group})
             places.append([different.index(tuple(ids)) for ids in group])
-            trees.append(_tree(different))
+            trees.append(tree_of_whole(different))
         values = iter(sequence_scores(model, lay_out(trees).to(device)).tolist())
         for tree, place in zip(trees, places, strict=True):
             of_tree = [next(values) for _ in tree.branches]
             scores.append([of_tree[i] for i in place])
     return scores
-
-
-def _tree(sequences: list[tuple[int, ...]]) -> Tree:
-    """What all sequences begin with is shared, except the last token of each, where its score is read."""
-    shared = min(common_prefix_length(sequences[0][:-1], ids[:-1]) for ids in sequences)
-    return Tree(sequences[0][:shared], [Branch(ids[shared:], [0] * (len(ids) - shared)) for ids in sequences])
 
 
 def _batches(groups: Sequence[Group]) -> Iterator[list[Group]]:

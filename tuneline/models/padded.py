@@ -34,6 +34,12 @@ def padded_inputs(model: nn.Module, trees: PromptTrees) -> tuple[PaddedRows, dic
     return rows, inputs
 
 
+def padded_logits(model: nn.Module, trees: PromptTrees) -> Tensor:
+    """(targets, vocab): the logits that predict each target, by a model that reads padded rows."""
+    rows, inputs = padded_inputs(model, trees)
+    return model(**inputs).logits[rows.target_rows, rows.target_columns]
+
+
 def image_token_id(model: nn.Module) -> int | None:
     """The token that stands where an image goes; None for a model that reads text alone."""
     return getattr(base_model(model).config, "image_token_id", None)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tuneline.data.formats import common_prefix_length
 from tuneline.data.rendering import Rows, tokenize_values
 from tuneline.errors import ModelError
 from tuneline.models.layouts import base_model, prepare_for_trees
 from tuneline.models.loading import load_reward_model, load_tokenizer
-from tuneline.scores import sequence_scores
-from tuneline.trees import Branch, PromptTrees, Tree, lay_out
+from tuneline.scores import sequence_scores, tree_of_whole
+from tuneline.trees import PromptTrees, lay_out
 
 _TOKENS_AT_ONCE = 8192
 
@@ -49,7 +48,7 @@ class SequenceScorer:
         device = next(self.model.parameters()).device
         with self._lock:
             for batch in self._batches(prompts, sequences):
-                trees = lay_out([_tree([sequences[i] for i in group]) for group in batch]).to(device)
+                trees = lay_out([tree_of_whole([sequences[i] for i in group]) for group in batch]).to(device)
                 given = self.scores(trees).tolist()
                 for i, score in zip([i for group in batch for i in group], given, strict=True):
                     scores[i] = score
@@ -127,9 +126,3 @@ class RewardModel(SequenceScorer):
     def scores(self, trees: PromptTrees) -> Tensor:
         """(sequences,), float32."""
         return sequence_scores(self.model, trees)
-
-
-def _tree(sequences: list[list[int]]) -> Tree:
-    """What all sequences begin with is shared, except the last token of each, where its score is read."""
-    shared = min(common_prefix_length(sequences[0][:-1], ids[:-1]) for ids in sequences)
-    return Tree(sequences[0][:shared], [Branch(ids[shared:], [0] * (len(ids) - shared)) for ids in sequences])
