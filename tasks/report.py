@@ -6,7 +6,6 @@ that comes from data, models, configs and logs is escaped, and bounded: what a p
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tasks.report_losses import read_bad_rows, read_losses
 from tasks.report_outcome import outcome, read_troubles
 from tasks.report_parts import read_data_summary, read_environment, read_json
 from tasks.report_samples import read_pairs, read_rollouts, read_samples
-from tasks.report_text import Limits, breakable, command, duration, number, share, size
+from tasks.report_text import Limits, breakable, command, duration, number, share, size, write_aside
 from tasks.summary import RunSummary, headline, read_metrics, read_off
 from tuneline.evaluation import figures
 
@@ -35,15 +34,6 @@ TEMPLATES = Path(__file__).parent / "report_templates"
 def write_report(root: Path, run: RunSummary) -> Path:
     """Write reports/report.html on a run and on what lies in the checkout, and return its path."""
     return write_aside(root / REPORT_FILE, render_report(root, run))
-
-
-def write_aside(path: Path, text: str) -> Path:
-    """Write a file that is whole or as it was, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path
 
 
 def render_report(root: Path, run: RunSummary, limits: Limits | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What was decided on the way: gates between stages, the promotion of a version, preferences that were collected."""
+"""What was decided on the way: gates between stages, and the promotion of a version."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Promotion:
 
 
 @dataclass(frozen=True)
-class PassedGate:
+class CheckedGate:
     """What a stage's gate has measured, passed or not."""
 
     stage: str
@@ -67,7 +67,7 @@ class PassedGate:
     reason: str
 
 
-def read_gates(root: Path, run: RunSummary, limits: Limits) -> list[PassedGate]:
+def read_gates(root: Path, run: RunSummary, limits: Limits) -> list[CheckedGate]:
     """Of the stages of a run, from their newest work folders that have any."""
     try:
         section = GatesSection(**(run.config.get("gates") or {}))
@@ -84,7 +84,7 @@ def read_gates(root: Path, run: RunSummary, limits: Limits) -> list[PassedGate]:
             continue
         for gate in gates:
             reason = "" if gate.passed else limits.text(gate.reason)
-            found.append(PassedGate(stage.name, gate.name, gate.value, gate.bound, gate.passed, reason))
+            found.append(CheckedGate(stage.name, gate.name, gate.value, gate.bound, gate.passed, reason))
     return found
 
 

@@ -7,9 +7,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.report import REPORT_FILE, page_environment, write_aside
+from tasks.report import REPORT_FILE, page_environment
 from tasks.report_outcome import outcome
-from tasks.report_text import number
+from tasks.report_text import number, write_aside
 from tasks.summary import RunSummary, load_run, save_run
 from tuneline.errors import TunelineError
 from tuneline.logging import get_logger

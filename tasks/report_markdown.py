@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,15 @@ from typing import Any
 import yaml
 
 from stages.tracking import flatten
+from tasks.graph import PARAMS_FILE
 from tasks.report_costs import read_run_costs
 from tasks.report_decisions import read_promotion
 from tasks.report_outcome import outcome
-from tasks.report_parts import read_environment
+from tasks.report_parts import git_output, read_environment
 from tasks.report_text import Limits, duration, number
 from tasks.summary import RunSummary, StageSummary, headline, read_metrics
 from tuneline.errors import TunelineError
 
-PARAMS_FILE = "params.yaml"
 MOST_CHARACTERS = 60_000
 """GitHub takes comments of 65,536."""
 _MOST_ROWS = 200
@@ -49,10 +48,10 @@ def read_revision(root: Path, name: str, stages: list[str]) -> Revision:
     Raises:
         TunelineError: there is no such commit, or it has no dvc.lock.
     """
-    commit = _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    commit = git_output(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if commit is None:
         raise TunelineError(f"{name} is no commit of this checkout; name a branch, a tag or a hash (`git log`).")
-    if _git(root, "cat-file", "-e", f"{commit}:dvc.lock") is None:
+    if git_output(root, "cat-file", "-e", f"{commit}:dvc.lock") is None:
         raise TunelineError(
             f"{name} ({commit[:9]}) has no dvc.lock, so nothing is known of what was made there; name a commit that "
             "has one: `git log -- dvc.lock`. After a run, commit dvc.lock and params.yaml."
@@ -75,7 +74,7 @@ def read_revision(root: Path, name: str, stages: list[str]) -> Revision:
             metrics[stage] = {key: value for key, value in values.items() if isinstance(value, int | float)}
     except DvcException as error:
         raise TunelineError(f"DVC cannot read {name} ({commit[:9]}): {error}") from error
-    settings = yaml.safe_load(_git(root, "show", f"{commit}:{PARAMS_FILE}") or "") or {}
+    settings = yaml.safe_load(git_output(root, "show", f"{commit}:{PARAMS_FILE}") or "") or {}
     return Revision(name, commit, metrics, dict(flatten(settings)), missing)
 
 
@@ -275,8 +274,3 @@ def _block(text: str) -> str:
     text = text[-_ERROR_CHARACTERS:]
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -118,8 +118,8 @@ def read_environment(root: Path) -> Environment:
     lock = root / LOCK_FILE
     return Environment(
         versions=versions,
-        commit=_git(root, "rev-parse", "HEAD"),
-        num_changed_files=len((_git(root, "status", "--porcelain") or "").splitlines()),
+        commit=git_output(root, "rev-parse", "HEAD"),
+        num_changed_files=len((git_output(root, "status", "--porcelain") or "").splitlines()),
         lock_hash=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         outputs=_dvc_outputs(root),
     )
@@ -137,7 +137,8 @@ def _dvc_outputs(root: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git_output(root: Path, *arguments: str) -> str | None:
+    """What git prints, without white space around it; None where it fails or does not answer."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

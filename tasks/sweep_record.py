@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tasks.report_text import write_aside
 from tasks.summary import RunSummary
 
 SWEEPS = Path(".work/sweeps")
@@ -82,7 +82,6 @@ class SweepRecord:
         return record
 
     def save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(
             {
                 "name": self.name,
@@ -92,9 +91,7 @@ class SweepRecord:
             },
             indent=1,
         )
-        aside = self.folder / f"sweep.{os.getpid()}.tmp"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, self.folder / "sweep.json")
+        write_aside(self.folder / "sweep.json", text)
 
 
 def stamp_of(root: Path, files: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -11,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from tasks.display import in_words as time_in_words
+from tasks.report_text import write_aside
 from tasks.sweep_compare import Comparison, MetricComparison
 from tasks.sweep_settings import in_words
 
@@ -27,12 +27,8 @@ def report_files(root: Path, name: str) -> tuple[Path, Path]:
 def write_sweep_report(root: Path, comparison: Comparison) -> tuple[Path, Path]:
     """Writes both, each aside and renamed, and returns their paths."""
     page, numbers = report_files(root, comparison.name)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    texts = {page: render(comparison), numbers: json.dumps(comparison.as_json(), indent=1)}
-    for path, text in texts.items():
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+    write_aside(page, render(comparison))
+    write_aside(numbers, json.dumps(comparison.as_json(), indent=1))
     return page, numbers
 
 
