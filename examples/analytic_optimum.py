@@ -23,7 +23,6 @@ from examples.analytic_optimum_task import total_variation
 from examples.analytic_optimum_training import Outcome, run
 
 METHODS = ("ppo", "rloo", "grpo", "dpo")
-LIMIT = 0.05  # total variation that a setting whose fixed point is the optimum has to end within
 
 Row = dict[str, Any]
 

@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from examples.analytic_optimum_settings import SETTINGS
+from examples.analytic_optimum_settings import LIMIT, SETTINGS
 from tuneline.evaluation.figures import INK, SERIES
 
-LIMIT = 0.05
 # Of those that end at the optimum, and of two that do not.
 COLOURS = {"ppo": SERIES[1], "rloo": SERIES[0], "grpo-reward": SERIES[2], "dpo": SERIES[3]}
 LABELS = {"ppo": "PPO", "rloo": "RLOO", "grpo-reward": "GRPO, KL in the reward", "dpo": "DPO"}
@@ -83,7 +82,7 @@ def _distances(axes: Axes, rows: dict[str, Any]) -> None:
                 style = {"color": INK["muted"], "linewidth": 1.3, "linestyle": "-" if name == "grpo-token" else ":"}
             axes.plot([100 * share for share in x], y, label=f"{label}: {y[-1]:.3f}", **style)
     axes.axhline(LIMIT, color=INK["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.text(100, LIMIT + 0.006, "0.05", ha="right", va="bottom", color=INK["muted"], size=8.5)
+    axes.text(100, LIMIT + 0.006, f"{LIMIT}", ha="right", va="bottom", color=INK["muted"], size=8.5)
     axes.set_title("Total variation from the optimum, mean over the prompts")
     axes.set(xlim=(0, 100), ylim=(0, None), xlabel="share of the run, per cent")
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", ncols=2)

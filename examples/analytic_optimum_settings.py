@@ -19,6 +19,7 @@ from examples.analytic_optimum_task import ENDING, ONE_LENGTH, ONE_TOKEN, Task
 
 BETA, MAX_TOKENS = ENDING.beta, ENDING.max_tokens
 GROUP = 64
+LIMIT = 0.05  # total variation that a setting whose fixed point is the optimum has to end within
 
 ONLINE: dict[str, Any] = dict(
     learning_rate=3e-3,

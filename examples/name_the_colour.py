@@ -94,9 +94,8 @@ def share_right(model: PreTrainedModel, processor: Idefics3Processor, num_images
     return wilson_interval(int(num_right), num_images)
 
 
-def main(folder: str | None = None) -> tuple[Interval, Interval]:
+def main(output_dir: str) -> tuple[Interval, Interval]:
     """Train, and say how many images are named rightly before GRPO and after it."""
-    output_dir = folder or tempfile.mkdtemp()
     model, processor = make_policy()
     sft = SFTTrainer(
         model,
@@ -125,4 +124,5 @@ def main(folder: str | None = None) -> tuple[Interval, Interval]:
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        main(folder)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from examples.analytic_optimum import LIMIT, mean, table
-from examples.analytic_optimum_settings import BETA, SETTINGS
+from examples.analytic_optimum import mean, table
+from examples.analytic_optimum_settings import BETA, LIMIT, SETTINGS
 from examples.analytic_optimum_task import all_logps
 from examples.analytic_optimum_training import make_trainer, run
 
