@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -79,6 +80,19 @@ def test_another_row_option_tokenizer_or_template_is_another_entry(folder):
     pair = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     tokenize_for_preference(pair, character_tokenizer(), max_length=8)
     assert len(entries(folder)) == 7
+
+
+def test_other_code_makes_other_entries(tmp_path, monkeypatch):
+    code = tmp_path / "data"
+    shutil.copytree(Path(token_cache.__file__).parent, code)
+    monkeypatch.setattr(token_cache, "__file__", str(code / "token_cache.py"))
+    rows = Dataset.from_list(ROWS)
+    keys = [token_cache.cache_key(rows, tokenize_for_sft, {})]
+    keys.append(token_cache.cache_key(rows, tokenize_for_sft, {}))
+    with (code / "rendering.py").open("a") as file:
+        file.write("# changed\n")
+    keys.append(token_cache.cache_key(rows, tokenize_for_sft, {}))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize("tokenize", [tokenize_for_preference, tokenize_for_reward, tokenize_for_steps])

@@ -69,6 +69,17 @@ def test_losses_of_a_worked_step(loss_type, options, golden):
     assert round(step_loss(loss_type, **options).item(), 6) == golden
 
 
+def test_the_cap_of_cispo_clips_good_completions_alone():
+    # one and a half times as likely, and half as likely, of good and of bad completions
+    ratios = torch.tensor([1.5, 1.5, 0.5, 0.5], dtype=torch.float64)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    found = policy_loss(
+        ratios.log(), torch.zeros(4), advantages, torch.arange(4), 4, loss_type="cispo", epsilon_high=1.2
+    )
+    assert found.is_clipped_high.tolist() == [True, False, False, False]
+    assert not found.is_clipped_low.any()
+
+
 def test_the_worked_ratios_and_weights():
     # means of the log-ratios: (0.3 - 0.2 + 0.5) / 3 = 0.2 and (-0.4 + 0.2) / 2 = -0.1
     loss = policy_loss(NEW, OLD, ADVANTAGES[IDS], IDS, 2, importance_sampling_level="sequence")

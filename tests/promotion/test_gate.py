@@ -83,6 +83,8 @@ def test_a_task_that_falls_is_not_paid_for_by_another():
 def test_other_items_are_not_compared_and_a_metric_that_nobody_knows_is_named():
     with pytest.raises(DataError, match="not asked the same items"):
         compare(results([1.0], digest="a"), results([1.0], digest="b"), OPTIONS, seed=0)
+    with pytest.raises(DataError, match="not asked the same items"):
+        compare(results([1.0, 1.0]), results([1.0]), OPTIONS, seed=0)
     with pytest.raises(DataError, match=r"promotion\.metric=reward is known of no held-out item"):
         compare(results([1.0]), results([1.0]), PromotionSection(metric="reward"), seed=0)
 

@@ -14,10 +14,10 @@ stages:
   train:
     cmd: echo made > out.txt
     deps: [data, "${files.source}"]
-    params: [seed, train.rate]
+    params: [seed, train.rate, gates.accuracy]
     outs: [out.txt]
 """
-PARAMS = "seed: 1\ntrain: {rate: 0.1, timeout: 3}\nfiles: {source: source.jsonl}\n"
+PARAMS = "seed: 1\ntrain: {rate: 0.1, timeout: 3}\ngates: {accuracy: 0.6}\nfiles: {source: source.jsonl}\n"
 
 
 @pytest.fixture
@@ -38,10 +38,11 @@ def repro(line, *flags):
 
 def test_it_changes_with_inputs_settings_and_command_and_with_nothing_else(line):
     first = stage_identity("train", line)
-    assert first.params == {"seed": 1, "train.rate": 0.1}
+    assert first.params == {"seed": 1, "train.rate": 0.1, "gates.accuracy": 0.6}
     assert set(first.inputs) == {"data", "source.jsonl"}
 
-    (line / "params.yaml").write_text(PARAMS.replace("timeout: 3", "timeout: 4"))
+    # another limit is held against what was measured, and nothing is computed anew
+    (line / "params.yaml").write_text(PARAMS.replace("timeout: 3", "timeout: 4").replace("0.6", "0.7"))
     (line / "data" / "rows.txt").touch()
     assert stage_identity("train", line).key == first.key
 
