@@ -12,7 +12,7 @@ SET ?=
 .PHONY: help install quickstart run test test-slow test-vllm test-quantised check lint types bench lock clean
 
 help:  ## list the targets
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv and install everything from requirements.lock
 
@@ -25,7 +25,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
-quickstart: $(INSTALLED)  ## run the whole line on made data: prepare, sft, reward, dpo, grpo, evaluate
+quickstart: $(INSTALLED)  ## run the whole line, on data and a model made here
 	@$(BIN)/tuneline run configs/quickstart.yaml $(foreach value,$(SET),--set $(value))
 
 run: $(INSTALLED)  ## run CONFIG=configs/NAME.yaml, with SET="a.b=c ..." to change values
@@ -70,5 +70,5 @@ lock:  ## resolve pyproject.toml anew into requirements.lock
 	@{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --all --exclude tuneline --exclude pip | sed 's/^\(torch==[0-9.]*\)+cpu/\1/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock && rm -rf .lock-venv
 
-clean:  ## remove what runs made (not .venv, not the DVC cache)
-	@rm -rf data/prepared models reports .work
+clean:  ## remove prepared and collected data, models, reports, work folders (DVC's cache has what stages made)
+	@rm -rf data/prepared data/collected models reports .work
