@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 CONFIG ?= configs/quickstart.yaml
 SET ?=
+PROCESSES ?= 2
 
 .PHONY: help install quickstart run test test-slow test-vllm test-quantised check lint types bench lock clean
 
@@ -31,8 +32,8 @@ quickstart: $(INSTALLED)  ## run the whole line, on data and a model made here
 run: $(INSTALLED)  ## run CONFIG=configs/NAME.yaml, with SET="a.b=c ..." to change values
 	@$(BIN)/tuneline run $(CONFIG) $(foreach value,$(SET),--set $(value))
 
-test: $(INSTALLED)  ## run the tests (install included)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(INSTALLED)  ## run the tests (install included), PROCESSES=2 at once with a thread each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED)  ## run the slow tests too: whole lines, two processes, kills (about half an hour)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
