@@ -74,6 +74,19 @@ def test_a_merged_model_answers_as_the_adapted_one(kind, tmp_path, capsys):
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
+def test_a_merge_that_fails_leaves_nothing_behind(tmp_path, capsys):
+    adapted(tiny_causal_lm(), tmp_path, "CAUSAL_LM")
+    words = ["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    tiny_causal_lm(hidden_size=64).save_pretrained(tmp_path / "other")
+    character_tokenizer().save_pretrained(tmp_path / "other")
+    assert main([*words, "--base", str(tmp_path / "other")]) == 2
+    assert "does not fit" in capsys.readouterr().err
+    (tmp_path / "base" / "tokenizer.json").write_text("{")
+    assert main(words) == 2
+    assert "cannot load a tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
 def test_what_cannot_be_merged_is_told(tmp_path, capsys):
     assert main(["merge", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "holds no adapter" in capsys.readouterr().err

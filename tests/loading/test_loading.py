@@ -31,7 +31,7 @@ def test_weights_load_in_float32_unless_told_otherwise(tmp_path):
     tiny_causal_lm().to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_causal_lm(str(tmp_path)).dtype == torch.float32
     assert load_causal_lm(str(tmp_path), '{"dtype": "bfloat16"}').dtype == torch.bfloat16
-    with pytest.raises(ConfigError, match="float31"):
+    with pytest.raises(ConfigError, match=r"^dtype='float31' is no torch dtype"):
         load_causal_lm(str(tmp_path), {"dtype": "float31"})
 
 
@@ -46,6 +46,9 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_a_missing_model_or_tokenizer_is_named(tmp_path):
     with pytest.raises(ModelError, match="nowhere"):
         load_causal_lm(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text('{"model_type": "tomorrows"}')
+    with pytest.raises(ModelError, match=r"tomorrows.*\(from its configuration\)"):
+        load_causal_lm(str(tmp_path))
     with pytest.raises(ModelError, match="processing_class"):
         load_tokenizer(str(tmp_path / "nowhere"))
 
@@ -70,6 +73,8 @@ def test_a_chat_template_is_taken_from_a_file_or_from_another_tokenizer(tmp_path
     (tmp_path / "chat.jinja").write_text(TEMPLATE)
     take_chat_template(model, tokenizer, str(tmp_path / "chat.jinja"))
     assert tokenizer.chat_template == TEMPLATE
+    with pytest.raises(ConfigError, match=r"nowhere\.jinja"):
+        take_chat_template(model, tokenizer, str(tmp_path / "nowhere.jinja"))
 
     source = character_tokenizer()
     source.add_special_tokens({"additional_special_tokens": ["<turn>"]})

@@ -315,6 +315,8 @@ def test_the_engine_takes_over_the_weights_once_a_step(tmp_path):
         ({"num_iterations": 0}, ConfigError, r"num_iterations=0 must be at least 1"),
         ({"auto_find_batch_size": True}, ConfigError, r"auto_find_batch_size=True would break up the groups.*lower"),
         ({"generation_kwargs": {"beams": 4}}, ConfigError, r"generation_kwargs has \['beams'\]; it can have"),
+        ({"generation_kwargs": "top_k=4"}, ConfigError, r"generation_kwargs='top_k=4' is no JSON object; write"),
+        ({"model_init_kwargs": "{dtype}"}, ConfigError, r"model_init_kwargs='\{dtype\}' is no JSON object"),
         ({"on_reward_error": "ignore"}, ConfigError, r"on_reward_error='ignore' is unknown; use skip or raise"),
         ({"vllm_mode": "remote"}, ConfigError, r"vllm_mode='remote' is unknown; use colocate or server"),
         ({"sync_ref_model": True, "beta": 0.0}, ConfigError, r"sync_ref_model=True .* needs beta above 0"),

@@ -109,11 +109,10 @@ def _load(auto_class: Any, name: str, init_kwargs: dict[str, Any] | str | None, 
     settings = json.loads(init_kwargs) if isinstance(init_kwargs, str) else dict(init_kwargs or {})
     settings = {"dtype": torch.float32, **kwargs, **settings}
     if isinstance(settings["dtype"], str) and settings["dtype"] != "auto":
-        settings["dtype"] = getattr(torch, settings["dtype"], None)
-        if not isinstance(settings["dtype"], torch.dtype):
-            raise ConfigError(
-                f"model_init_kwargs: dtype={init_kwargs!r} is no torch dtype; use float32, bfloat16 or 'auto'."
-            )
+        dtype = getattr(torch, settings["dtype"], None)
+        if not isinstance(dtype, torch.dtype):
+            raise ConfigError(f"dtype={settings['dtype']!r} is no torch dtype; use float32, bfloat16 or 'auto'.")
+        settings["dtype"] = dtype
     if settings.get("use_safetensors") is None:
         settings["use_safetensors"] = True
     try:
@@ -121,16 +120,14 @@ def _load(auto_class: Any, name: str, init_kwargs: dict[str, Any] | str | None, 
     except OSError as error:
         raise ModelError(f"cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
     except (ImportError, ValueError) as error:
-        if isinstance(error, ImportError) or "not available" in str(error):  # a package that an option wants
-            raise ModelError(
-                f"cannot load the model {name!r} as asked: {' '.join(str(error).split())[:300]} (from "
-                f"{_asked_for(settings)})"
-            ) from error
-        raise
+        raise ModelError(
+            f"cannot load the model {name!r} as asked: {' '.join(str(error).split())[:300]} (from "
+            f"{_asked_for(settings)})"
+        ) from error
 
 
 def _asked_for(settings: dict[str, Any]) -> str:
-    """Which options want a package that may not be installed."""
+    """Which options may want a package that is not installed, or what the model cannot do."""
     names = [name for name in ("quantization_config", "use_kernels", "attn_implementation") if settings.get(name)]
     return ", ".join(names) or "its configuration"
 
@@ -183,7 +180,10 @@ def set_special_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None
 def take_chat_template(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     """Give a tokenizer the chat template of a .jinja file, or the template and special tokens of another tokenizer."""
     if path.endswith(".jinja"):
-        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat_template_path={path!r} cannot be read ({error}).") from error
         return
     clone_chat_template(model, tokenizer, path)
 

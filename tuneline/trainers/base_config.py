@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,6 +10,21 @@ from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
 from tuneline.errors import ConfigError
+
+
+def read_json_object(name: str, text: str) -> dict[str, Any]:
+    """An option that was given as text, such as on a command line.
+
+    Raises:
+        ConfigError: it is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}={text!r} is no JSON object; write it like '{{\"name\": value}}'.")
+    return found
 
 
 @dataclass
@@ -61,6 +77,10 @@ class BaseConfig(TrainingArguments):
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs: dict[str, Any] | str | None = {"use_reentrant": False}
+        for name in self._VALID_DICT_FIELDS:
+            given = getattr(self, name)
+            if isinstance(given, str) and (given.startswith("{") or name.endswith("_kwargs")):
+                read_json_object(name, given)  # so that transformers, which reads it too, meets none that is broken
         super().__post_init__()
 
 

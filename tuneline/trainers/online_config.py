@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tuneline.errors import ConfigError
 from tuneline.rollout.protocol import Sampling
-from tuneline.trainers.base_config import BaseConfig
+from tuneline.trainers.base_config import BaseConfig, read_json_object
 from tuneline.trainers.without_effect import say_what_has_no_effect
 
 
@@ -151,7 +150,7 @@ class OnlineConfig(BaseConfig):
         super().__post_init__()
         for name in ("generation_kwargs", "chat_template_kwargs", "transformers_continuous_batching_config"):
             if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
+                setattr(self, name, read_json_object(name, getattr(self, name)))
         say_what_has_no_effect(self)
         self._settle_generation_batch()
         for name, least in (
