@@ -9,7 +9,6 @@ from peft import PromptTuningConfig
 import tuneline
 from tests.trainers.build import build
 from tests.trainers.online import build_online
-from tuneline.errors import ConfigError
 from tuneline.trainers.online import OnlineTrainer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "peft.md").read_text()
@@ -47,9 +46,3 @@ def test_each_offline_method_trains_a_learned_prompt(method, tmp_path):
         trainer = build(method, tmp_path, options={"max_steps": 1}, peft_config=config)
     trainer.train()
     assert trainer.state.log_history[0]["grad_norm"] > 0
-
-
-@pytest.mark.parametrize(("method", "task"), [("reward", "SEQ_CLS"), ("prm", "TOKEN_CLS")])
-def test_reward_models_refuse_learned_prompts(method, task, tmp_path):
-    with pytest.raises(ConfigError, match="virtual tokens"):
-        build(method, tmp_path, peft_config=PromptTuningConfig(num_virtual_tokens=2, task_type=task))

@@ -122,12 +122,14 @@ class ToyLine:
         assert exit_code is None or done.returncode == exit_code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def configure(self, *overrides: str) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(self.path)
+            write_params(load_config(self.path / "toy.yaml", overrides, root=ROOT), self.path / "params.yaml")
+
     def repro(self, *overrides: str) -> None:
         """Another config, and `dvc repro` of what it changes."""
-        monkeypatch = pytest.MonkeyPatch()
-        monkeypatch.chdir(self.path)
-        write_params(load_config(self.path / "toy.yaml", overrides, root=ROOT), self.path / "params.yaml")
-        monkeypatch.undo()
+        self.configure(*overrides)
         command = [sys.executable, "-m", "dvc", "repro", "-q"]
         subprocess.run(command, cwd=self.path, env=self.env, check=True)
 

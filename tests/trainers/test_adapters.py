@@ -238,15 +238,12 @@ def test_the_check_leaves_random_numbers_modes_and_gradients_alone():
 
 
 @pytest.mark.parametrize(
-    ("method", "config", "message"),
-    [
-        ("reward", PromptTuningConfig(num_virtual_tokens=2, task_type="SEQ_CLS"), "a score is read at"),
-    ],
+    ("method", "task", "reason"),
+    [("reward", "SEQ_CLS", "a score is read at"), ("prm", "TOKEN_CLS", "labels are read at")],
 )
-def test_where_virtual_tokens_have_no_place_is_told(method, config, message, tmp_path):
-    make = build_online if method == "grpo" else build
-    with pytest.raises(ConfigError, match=message):
-        make(method, tmp_path, peft_config=config)
+def test_where_virtual_tokens_have_no_place_is_told(method, task, reason, tmp_path):
+    with pytest.raises(ConfigError, match=f"virtual tokens.*{reason}"):
+        build(method, tmp_path, peft_config=PromptTuningConfig(num_virtual_tokens=2, task_type=task))
 
 
 def test_methods_that_do_not_serve_virtual_tokens_say_so(tmp_path):
