@@ -133,7 +133,7 @@ class PolicyAndValue(HoldsPolicy):
             value_at: (targets,), where the form `head` reads, of what the policy's head reads, (rows, positions) end
                 to end.
             value_reading: a pass of the value function's own.
-            inputs: of the policy; none where values alone are wanted.
+            inputs: of the policy.
         """
         if value_at is not None:
             assert self.value_head is not None
@@ -142,7 +142,7 @@ class PolicyAndValue(HoldsPolicy):
             return output, self.value_head(rows_of(heard[0], value_at))
         if value_reading is None:
             return self.policy(**inputs)
-        output = self.policy(**inputs) if inputs else None
+        output = self.policy(**inputs)
         adapter = VALUE_ADAPTER if self.form == "adapter" else None
         return output, scalars(self._head(), hidden_states(self.read_by_value, value_reading, adapter))
 
@@ -300,18 +300,6 @@ def logprobs_and_values(
         model, trees, temperature=temperature, with_entropy=with_entropy, support=support, call=call
     )
     return logprobs, values[0]
-
-
-def token_values(model: nn.Module, trees: PromptTrees) -> Tensor:
-    """(targets,), float32: the value of the state before each target; without the head's product with the vocabulary,
-    and without the policy's pass where the value function has its own.
-
-    In training under DDP use `logprobs_and_values`: here the policy's own parameters would have no part.
-
-    Args:
-        model: a `PolicyAndValue`, wrapped or not.
-    """
-    return model(value_reading=_value_reading(_held(model), trees))[1]
 
 
 def _value_reading(held: PolicyAndValue, trees: PromptTrees, segments: Segments | None = None) -> Reading:

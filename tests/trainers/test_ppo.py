@@ -15,6 +15,7 @@ from tests.trainers.build import weights, with_plain_descent
 from tests.trainers.online import EOS, MAX_LENGTH, by_position, questions
 from tests.trainers.ppo import build_ppo, config
 from tests.trainers.rows import character_tokenizer
+from tests.values.build import values_of
 from tuneline import PPOTrainer
 from tuneline.errors import ConfigError, ModelError
 from tuneline.logprobs import token_logprobs
@@ -23,7 +24,6 @@ from tuneline.rollout.scripted import ScriptedEngine
 from tuneline.scores import sequence_scores
 from tuneline.trainers.ppo_model import policy_parameters
 from tuneline.trees import Branch, Tree, lay_out
-from tuneline.values import token_values
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 ENDS, CUT = [5, 6, EOS], [7, 8] * MAX_LENGTH
@@ -76,7 +76,7 @@ def test_what_is_learned_from_is_what_the_formulas_give(given, tmp_path):
     value = build_ppo(tmp_path, **start).module.eval()  # as it was before the first update
     with torch.no_grad():
         assert_close(known["old_logprobs"], token_logprobs(policy, trees).logprobs, atol=1e-5, rtol=1e-5)
-        assert_close(known["old_values"], token_values(value, trees), atol=1e-5, rtol=1e-5)
+        assert_close(known["old_values"], values_of(value, trees), atol=1e-5, rtol=1e-5)
         kl = token_logprobs(policy, trees).logprobs - token_logprobs(reference, trees).logprobs
     seen = 0
     for number in range(trees.num_sequences):
@@ -142,7 +142,7 @@ def test_the_score_stands_where_the_environment_leaves_off_and_values_pass_over_
             advantage = reward + values[i + 1] - values[i] + 0.5 * advantage
             assert waiting.by_target["advantages"][own][i].item() == pytest.approx(advantage, abs=1e-4)
     with torch.no_grad():
-        assert_close(token_values(value, waiting.trees), waiting.by_target["old_values"], atol=1e-5, rtol=1e-5)
+        assert_close(values_of(value, waiting.trees), waiting.by_target["old_values"], atol=1e-5, rtol=1e-5)
 
 
 def test_a_completion_without_a_score_teaches_nothing_and_is_counted(tmp_path):

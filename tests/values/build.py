@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trees.test_equality import sequences
-from tuneline.values import PolicyAndValue, policy_and_value
+from tuneline.values import PolicyAndValue, logprobs_and_values, policy_and_value
 
 FORMS = ("head", "model", "adapter")
 
@@ -39,6 +39,10 @@ def build(form: str, architecture: str = "qwen2", *, policy=None, **sizes) -> Po
         nn.init.normal_(both.value_head.weight, std=0.5)
         nn.init.normal_(both.value_head.bias)
     return both
+
+
+def values_of(both: nn.Module, trees) -> torch.Tensor:
+    return logprobs_and_values(both, trees)[1]
 
 
 def separate_values(form: str, model, head: nn.Linear, trees):

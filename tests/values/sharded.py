@@ -10,9 +10,9 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from tests.trees.test_equality import random_trees
-from tests.values.build import FORMS, build
+from tests.values.build import FORMS, build, values_of
 from tuneline.trees import lay_out
-from tuneline.values import PolicyAndValue, logprobs_and_values, token_values
+from tuneline.values import PolicyAndValue, logprobs_and_values
 
 
 def ask(both: torch.nn.Module, trees) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +55,7 @@ def main(kind: str) -> None:
             for name, gradient in expected.items():
                 assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=f"{form} {name}": f"{n}: {m}")
         with torch.no_grad():
-            assert_close(token_values(sharded, trees), token_values(whole, trees), atol=1e-5, rtol=1e-5)
+            assert_close(values_of(sharded, trees), values_of(whole, trees), atol=1e-5, rtol=1e-5)
     dist.destroy_process_group()
 
 

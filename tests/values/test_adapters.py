@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.rows import character_tokenizer
 from tests.trees.test_equality import random_trees
-from tests.values.build import build, with_lora
+from tests.values.build import build, values_of, with_lora
 from tuneline.errors import ModelError
 from tuneline.logprobs import token_logprobs
 from tuneline.models.adapters import active_adapter, adapter_parameters, adapters_off, add_adapter_beside
@@ -20,7 +20,7 @@ from tuneline.models.layouts import prepare_for_trees
 from tuneline.rewards import RewardAdapter, RewardFunctions, RewardModel
 from tuneline.scores import sequence_scores
 from tuneline.trees import Branch, Tree, lay_out
-from tuneline.values import logprobs_and_values, policy_and_value, token_values
+from tuneline.values import logprobs_and_values, policy_and_value
 
 PROMPTS = ["what is 2?", "what is 2?", "and what is 17 to you?"]
 COMPLETIONS = ["it is 2.", "no.", "a number"]
@@ -103,7 +103,7 @@ def test_training_the_value_leaves_the_policy_as_it_was(saved_reward):
         reference = logprobs_of(both, trees)
     _, values = logprobs_and_values(both, trees)
     step([p for p in both.parameters() if p.requires_grad], (values - 1).pow(2).mean())
-    assert not torch.equal(token_values(both, trees), values)
+    assert not torch.equal(values_of(both, trees), values)
     assert torch.equal(logprobs_of(both, trees), policy)
     assert reward(PROMPTS, COMPLETIONS) == scores
     with adapters_off(both.policy):
@@ -114,13 +114,13 @@ def test_training_the_policy_leaves_the_others_as_they_were(saved_reward):
     both, trees = build("adapter"), lay_out(random_trees())
     reward = RewardAdapter(saved_reward)
     reward.attach(both)
-    policy, values, scores = logprobs_of(both, trees), token_values(both, trees), reward(PROMPTS, COMPLETIONS)
+    policy, values, scores = logprobs_of(both, trees), values_of(both, trees), reward(PROMPTS, COMPLETIONS)
     with adapters_off(both.policy):
         reference = logprobs_of(both, trees)
     found, _ = logprobs_and_values(both, trees)
     step([p for p in both.parameters() if p.requires_grad], found.logprobs.mean())
     assert not torch.equal(logprobs_of(both, trees), policy)
-    assert torch.equal(token_values(both, trees), values)
+    assert torch.equal(values_of(both, trees), values)
     assert reward(PROMPTS, COMPLETIONS) == scores
     with adapters_off(both.policy):
         assert torch.equal(logprobs_of(both, trees), reference)
@@ -220,7 +220,7 @@ def test_a_value_function_starts_from_a_saved_reward_adapter(saved_base, saved_r
     trees = lay_out([Tree(list(range(2, 8)), [Branch([11, 12, 13]), Branch([21, 22])])])
     expected = sequence_scores(load_reward(saved_base, saved_reward), trees)
     longer = lay_out([Tree(list(range(2, 8)), [Branch([11, 12, 13, 90]), Branch([21, 22, 91])])])
-    values = token_values(both, longer)
+    values = values_of(both, longer)
     assert_close(values[[3, 6]], expected, atol=1e-5, rtol=1e-5)  # of the states before the last tokens
     assert all(parameter.requires_grad for parameter in adapter_parameters(both.policy, "value"))
 
@@ -232,6 +232,6 @@ def test_a_value_adapter_has_no_dropout(start):
     torch.nn.init.normal_(both.value_head.weight)
     trees = lay_out(random_trees())
     with torch.no_grad():
-        trained, evaluated = token_values(both.train(), trees), token_values(both.eval(), trees)
+        trained, evaluated = values_of(both.train(), trees), values_of(both.eval(), trees)
     assert torch.equal(trained, evaluated)
     assert start is None or start.lora_dropout == 0.5

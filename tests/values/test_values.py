@@ -12,11 +12,11 @@ from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassifi
 
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trees.test_equality import gradients, random_trees, separate_logprobs, weights_for
-from tests.values.build import FORMS, build, build_policy, separate_values, with_lora
+from tests.values.build import FORMS, build, build_policy, separate_values, values_of, with_lora
 from tuneline.errors import ConfigError, ModelError
 from tuneline.logprobs import token_logprobs
 from tuneline.trees import Branch, Tree, lay_out
-from tuneline.values import logprobs_and_values, policy_and_value, token_values
+from tuneline.values import logprobs_and_values, policy_and_value
 
 ARCHITECTURES = ("qwen2", "llama", "gpt2")
 
@@ -100,10 +100,10 @@ def test_the_policy_is_at_work_after_a_checkpointed_backward_pass():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_values_alone_are_those_that_come_with_log_probabilities(form):
+def test_values_and_log_probabilities_are_the_same_with_entropies_and_each_alone(form):
     both, trees = build(form), lay_out(random_trees())
     found, values = logprobs_and_values(both, trees, with_entropy=True)
-    assert_close(token_values(both, trees), values, atol=1e-6, rtol=1e-6)
+    assert torch.equal(values, values_of(both, trees))
     assert torch.equal(found.logprobs, token_logprobs(both.policy, trees).logprobs)
     assert torch.equal(found.entropies, token_logprobs(both, trees, with_entropy=True).entropies)
 
@@ -125,8 +125,8 @@ def test_a_head_on_the_policy_costs_no_pass_of_its_own(form, num_passes):
 def test_tokens_that_the_environment_wrote_have_no_value(form):
     both = build(form)
     prompt, ids = list(range(2, 9)), list(range(20, 28))
-    every = token_values(both, lay_out([Tree(prompt, [Branch(ids)])]))
-    own = token_values(both, lay_out([Tree(prompt, [Branch(ids, [1, 1, 0, 0, 0, 1, 1, 1])])]))
+    every = values_of(both, lay_out([Tree(prompt, [Branch(ids)])]))
+    own = values_of(both, lay_out([Tree(prompt, [Branch(ids, [1, 1, 0, 0, 0, 1, 1, 1])])]))
     assert_close(own, every[[0, 1, 5, 6, 7]], atol=1e-6, rtol=1e-6)
 
 
@@ -145,7 +145,7 @@ def test_values_are_float32_under_autocast_and_the_head_is_computed_so():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, values = logprobs_and_values(both, trees)
     assert values.dtype == found.logprobs.dtype == torch.float32
-    assert_close(values, token_values(both, trees), atol=0.2, rtol=0.1)
+    assert_close(values, values_of(both, trees), atol=0.2, rtol=0.1)
     assert not torch.equal(values, values.bfloat16().float())
 
 
@@ -185,14 +185,14 @@ def test_a_value_function_is_restored_from_its_own_state(form):
     trees = lay_out(random_trees())
     one = build(form)
     state = {name: tensor.clone() for name, tensor in one.value_state_dict().items()}
-    expected = token_values(one, trees)
+    expected = values_of(one, trees)
     other = build(form)
     with torch.no_grad():
         for tensor in other.value_state_dict().values():
             tensor.add_(0.1)
-    assert not torch.equal(token_values(other, trees), expected)
+    assert not torch.equal(values_of(other, trees), expected)
     other.load_value_state_dict(state)
-    assert torch.equal(token_values(other, trees), expected)
+    assert torch.equal(values_of(other, trees), expected)
     with pytest.raises(ModelError, match="differ in"):
         other.load_value_state_dict({"something": torch.zeros(1)})
 
