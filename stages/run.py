@@ -29,7 +29,16 @@ from stages.loading import load_params
 from stages.off import write_nothing
 from stages.schema import STAGES, TRAINING_STAGES, Launch, PipelineConfig, TrainingSection
 from stages.storage import sync_tree
-from stages.supervise import crash_point, die_with_parent, own_by_dvc, owner_env, run_guarded, stage_lock, watch_owner
+from stages.supervise import (
+    crash_point,
+    die_with_parent,
+    leave,
+    own_by_dvc,
+    owner_env,
+    run_guarded,
+    stage_lock,
+    watch_owner,
+)
 from stages.tracking import StageRun, replay_pending
 from tuneline.errors import StageError, TunelineError
 
@@ -261,4 +270,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

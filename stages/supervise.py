@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import ctypes
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import psutil
 
@@ -55,6 +56,14 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
     """From now on the end of the parent sends this process a signal (Linux; elsewhere only `watch_owner` does)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, whose work is done, at once: to take apart what MLflow has imported is a second's work."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def owner_env() -> dict[str, str]:

@@ -61,8 +61,7 @@ class StageRun:
             "outs": {},
             "status": "RUNNING",
         }
-        self._num_sent = 0
-        self._warned = False
+        self._run_id, self._num_sent, self._warned = "", 0, False
         self._save()
 
     @classmethod
@@ -70,7 +69,7 @@ class StageRun:
         """The run that a work folder tells of."""
         run = cls.__new__(cls)
         run.work, run._state = work, json.loads((work / _STATE).read_text())
-        run._num_sent, run._warned = 0, False
+        run._run_id, run._num_sent, run._warned = "", 0, False
         return run
 
     def _keep_changes(self) -> dict[str, str]:
@@ -126,41 +125,48 @@ class StageRun:
 
     def record(self) -> None:
         """All that a finished run leaves in MLflow; raises whatever MLflow raises."""
+        from mlflow.entities import RunTag
+
         client, run_id = connect(), self._open()
-        self._num_sent = 0
+        self._num_sent = 0  # MLflow may have missed some; it drops those that it has
         self._send_metrics()
         report = self.work / "report"
         client.log_artifacts(run_id, str(report), "report")
         if self._state["git"].get("git.patch") == UNCOMMITTED:
             client.log_artifact(run_id, str(self.work / UNCOMMITTED))
         self._send_final_metrics(report / "metrics.json")
-        for path, content in self._state["outs"].items():
-            client.set_tag(run_id, f"dvc.{path}", content)
-            if path == f"models/{self._state['stage']}":
-                self._register(run_id, path, content)
+        outs = self._state["outs"]
+        client.log_batch(run_id, tags=[RunTag(f"dvc.{path}", content) for path, content in outs.items()])
+        model = f"models/{self._state['stage']}"
+        if model in outs:
+            self._register(run_id, model, outs[model])
         client.set_terminated(run_id)
         self._state["status"] = "TRACKED"
         self._save()
 
     def _open(self) -> str:
-        """The run's id; the run is made on the first call."""
+        """The run's id; on the first call the run is made, or the one that was cut off is taken up."""
+        if self._run_id:
+            return self._run_id
+        from mlflow.entities import RunTag
+
         client, file, state = connect(), self.work / _RUN_ID, self._state
         tags = {f"tuneline.{name}": state[name] for name in ("stage", "identity")} | state["git"]
         tags |= {"prefect.flow_run": state["flow"]} if state["flow"] else {}
         tags |= {"mlflow.parentRunId": state["parent"]} if state["parent"] else {}
-        if file.is_file():
-            run_id = file.read_text()
-            if self._num_sent == 0:
-                client.update_run(run_id, status="RUNNING")
-                for name, value in tags.items():
-                    client.set_tag(run_id, name, value)
-            return run_id
-        with first_call_alone():
-            experiment = experiment_id(client, state["experiment"])
-        run_id = client.create_run(experiment, run_name=state["stage"], tags=tags).info.run_id
-        file.write_text(run_id)
-        self._describe(run_id)
-        return run_id
+        run = known_run(client, file.read_text()) if file.is_file() else None
+        if run is None:
+            with first_call_alone():
+                experiment = experiment_id(client, state["experiment"])
+            run = client.create_run(experiment, run_name=state["stage"], tags=tags)
+            file.write_text(run.info.run_id)
+        else:
+            client.update_run(run.info.run_id, status="RUNNING")
+            client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        if not run.data.params:
+            self._describe(run.info.run_id)
+        self._run_id = run.info.run_id
+        return self._run_id
 
     def _describe(self, run_id: str) -> None:
         """Settings as parameters, what was read as data sets with DVC's hashes as digests."""
@@ -290,6 +296,19 @@ def _checkout(folder: Path) -> Path:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
             return parent.parents[2]
     return folder
+
+
+def known_run(client: Any, run_id: str) -> Any:
+    """The run, or None where this store has no such run (another server was in use) or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def experiment_id(client: Any, name: str) -> str:

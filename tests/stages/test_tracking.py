@@ -127,3 +127,26 @@ def test_a_run_that_was_cut_off_goes_on_in_the_same_run(work, tmp_path):
     (run,) = runs(client)
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_this_store_has_not_is_made_anew_in_it(work, tmp_path, monkeypatch, store):
+    StageRun("dpo", CONFIG, IDENTITY, work).fail()
+    shutil.copy(store, tmp_path / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    StageRun("dpo", CONFIG, IDENTITY, work).finish(OUTS)
+    (run,) = runs(mlflow.MlflowClient(f"sqlite:///{tmp_path}/other.db"))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["dpo.training.beta"] == "0.1"
+
+
+def test_settings_that_could_not_be_told_at_first_are_told_later(work, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConnectionError("no answer")
+
+    first = StageRun("dpo", CONFIG, IDENTITY, work)
+    with monkeypatch.context() as down:
+        down.setattr(StageRun, "_describe", refuse)
+        first.fail()
+    StageRun("dpo", CONFIG, IDENTITY, work).finish(OUTS)
+    (run,) = runs(client_of(tmp_path))
+    assert run.data.params["dpo.training.beta"] == "0.1"
