@@ -67,18 +67,19 @@ def _read_by_stages(root: Path) -> list[str]:
     settings = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else {}
     named = {f"${{files.{name}}}": path for name, path in (settings.get("files") or {}).items()}
     deps = {named.get(dep, dep) for stage in pipeline["stages"].values() for dep in stage.get("deps", ())}
-    made = [
-        out if isinstance(out, str) else next(iter(out))
-        for stage in pipeline["stages"].values()
-        for out in _outs(stage)
-    ]
-    deps = {dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in made)}
+    deps = {dep for dep in deps if not is_made(dep, pipeline)}
     inside = {os.path.normpath(dep) for dep in deps if dep.endswith(_KINDS) and not os.path.isabs(dep)}
     return ["dvc.yaml", *sorted(path for path in inside if not path.startswith(".."))]
 
 
-def _outs(stage: dict[str, Any]) -> list[Any]:
-    return [*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())]
+def is_made(path: str, pipeline: dict[str, Any]) -> bool:
+    """Whether a stage of a dvc.yaml makes the file or folder."""
+    for stage in pipeline["stages"].values():
+        for out in (*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())):
+            name = out if isinstance(out, str) else next(iter(out))
+            if path == name or path.startswith(f"{name}/"):
+                return True
+    return False
 
 
 def _changed(root: Path, paths: list[str]) -> list[str]:

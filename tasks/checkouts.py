@@ -11,7 +11,11 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import yaml
+
+from stages.start import START
 from stages.storage import write_whole
+from stages.uncommitted import is_made
 from tasks.tracking import tracking_uri
 from tuneline.errors import TunelineError
 
@@ -29,7 +33,8 @@ def scratch_checkout(root: Path, folder: Path, revision: str | None = None, *, f
         folder: Where it is made; removing this folder takes all of it away.
         revision: A commit, branch, tag or experiment; None takes HEAD and the changes to tracked files on top of it.
         files: Paths that the pipeline reads and git may not track, as the config names them (`PipelineConfig.files`
-            has them): links to those of `root` stand in for the ones that the clone lacks.
+            has them): links to those of `root` stand in for the ones that the clone lacks. What stages make, and a
+            model that is fetched, are not linked: the clone makes its own, and would write through the link.
 
     Returns:
         The new checkout's root, somewhere below `folder`.
@@ -110,9 +115,10 @@ def _share_cache(root: Path, made: Path, folder: Path) -> None:
 
 
 def _link(root: Path, made: Path, files: Iterable[str]) -> None:
+    pipeline = yaml.safe_load((made / "dvc.yaml").read_text(encoding="utf-8"))
     for path in files:
         source, target = root / path, made / path
-        if os.path.isabs(path) or not source.exists() or target.exists():
+        if os.path.isabs(path) or not source.exists() or target.exists() or path == START or is_made(path, pipeline):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a link to what is no longer there

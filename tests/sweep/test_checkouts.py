@@ -102,11 +102,15 @@ def test_sources_that_git_does_not_track_are_linked(checkout, tmp_path):
     (checkout.path / "raw" / "pairs.jsonl").write_text("{}\n")
     outside = tmp_path / "outside.jsonl"
     outside.write_text("[]\n")
+    (checkout.path / "models/start").mkdir()
     files = ["raw/pairs.jsonl", "../outside.jsonl", "toy.jsonl", "not/there", str(outside)]
+    files += ["models/dpo", "reports/dpo/metrics.json", "models/start"]  # which the clone makes or fetches for itself
     made = scratch_checkout(checkout.path, tmp_path / "scratch", files=files)
     assert (made / "raw/pairs.jsonl").read_text() == "{}\n"
     assert (made / "../outside.jsonl").resolve() == outside
     assert not (made / "toy.jsonl").is_symlink()
+    assert not (made / "models").exists()
+    assert not (made / "reports").exists()
 
 
 def test_a_remote_with_a_relative_path_stays_the_same_remote(checkout, tmp_path):
