@@ -122,7 +122,8 @@ def collect(
 
 
 def draw_prompts(path: Path, options: CollectSection, seed: int) -> list[Row]:
-    """So many rows, by a hash of the prompt, the seed and the round: each round asks others while there are others.
+    """So many rows, in an order that prompt and seed decide; a round takes those behind the last one's, and at the end
+    begins again.
 
     Raises:
         DataError: the file has none.
@@ -181,18 +182,24 @@ def _scores(
         name = options.verifier or EXACT_MATCH
         if options.verifier is None and all(row.get("solution") is None for row in rows):
             raise DataError("collect.labels is verifier, and no prompt has a solution; name a collect.verifier.")
-        scorer = RewardFunctions([get_reward(name)], timeout=SCORING_TIMEOUT, on_error="raise")
+        scorer: Any = get_reward(name)
     elif options.labels == "reward":
-        scorer = RewardFunctions([_reward_model(root, dtype)], timeout=SCORING_TIMEOUT, on_error="raise")
+        scorer = _reward_model(root, dtype)
     else:
         return [[None] * len(group) for group in texts]
+    return _score(scorer, rows, texts)
+
+
+def _score(scorer: Any, rows: list[Row], texts: list[list[tuple[str, list[int]]]]) -> list[list[float | None]]:
+    """(prompts, completions) what one reward gives, asked for no longer than SCORING_TIMEOUT."""
+    functions = RewardFunctions([scorer], timeout=SCORING_TIMEOUT, on_error="raise")
     try:
-        return score_completions(scorer, rows, texts)
+        return score_completions(functions, rows, texts)
     finally:
-        scorer.close()
+        functions.close()
 
 
-def _reward_model(root: Path, dtype: str) -> Any:
+def _reward_model(root: Path, dtype: str) -> RewardModel:
     folder = str(root / REWARD_MODEL)
     model = load_reward_model(folder, dtype=dtype).to("cuda" if torch.cuda.is_available() else "cpu")
     return RewardModel(model, load_tokenizer(folder))
@@ -204,10 +211,9 @@ def _with_reward_scores(pairs: list[Pair], root: Path, config: PipelineConfig) -
     assert options is not None
     if options.labels == "reward" or config.why_off("reward") is not None:
         return pairs
-    scorer = RewardFunctions([_reward_model(root, config.model.dtype)], timeout=SCORING_TIMEOUT, on_error="raise")
     prompts: list[Row] = [{"prompt": pair.prompt} for pair in pairs]
-    scores = score_completions(scorer, prompts, [[(pair.a, []), (pair.b, [])] for pair in pairs])
-    scorer.close()
+    texts: list[list[tuple[str, list[int]]]] = [[(pair.a, []), (pair.b, [])] for pair in pairs]
+    scores = _score(_reward_model(root, config.model.dtype), prompts, texts)
     return [
         pair if a is None or b is None else replace(pair, reward_scores=(a, b))
         for pair, (a, b) in zip(pairs, scores, strict=True)

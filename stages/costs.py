@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,9 +66,10 @@ def noted_cost(folder: Path, identity: str, num_gpus: int) -> Iterator[Try]:
             peak_memory=peak * 1024,  # Linux counts in KiB
             exit_code=this.exit_code,
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / COSTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(cost)) + "\n")
+        with suppress(OSError):  # a full disk: what the stage has made is worth more than this line
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / COSTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(cost)) + "\n")
 
 
 def _processor_seconds() -> float:

@@ -6,16 +6,15 @@ alias that moved makes prepare and sft out of date, one that did not makes nothi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
+from stages.hashes import file_hash, folder_md5
 from tuneline.errors import ModelError
 
 START = "models/start"
 START_RECORD = Path(".work/start.json")
 """Which version that is, and DVC's hash of it."""
-_CHUNK = 1 << 22
 
 
 def is_of_registry(name: str | None) -> bool:
@@ -61,16 +60,6 @@ def verify_start(root: Path) -> None:
 
 
 def folder_hash(folder: Path) -> str:
-    """DVC's hash of a folder: MD5 of the list of its files with their MD5, as JSON; ends in `.dir`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = [{"md5": _file_hash(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
-    listed.sort(key=lambda entry: entry["relpath"])
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.md5()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """DVC's hash of a folder as it lies there."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return folder_md5({path.relative_to(folder).as_posix(): file_hash(path) for path in files})

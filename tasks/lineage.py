@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.hashes import file_hash
 from stages.tracking import flatten
-from tasks.lineage_records import PACKAGE_LOCK, Content, Records, StageRecord, file_hash, git, is_code
+from tasks.lineage_records import PACKAGE_LOCK, Content, Records, StageRecord, git, is_code
 from tasks.lineage_runs import ModelVersion, TrackedRun, Tracking, commits_with
 from tuneline.errors import TunelineError
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from stages.hashes import folder_md5
 from stages.loading import YamlLoader
 from stages.start import START
 from tuneline.errors import TunelineError
@@ -26,7 +27,6 @@ from tuneline.errors import TunelineError
 LOCK_FILE = "dvc.lock"
 PACKAGE_LOCK = "requirements.lock"
 _CODE = (".py", ".jinja")
-_CHUNK = 1 << 22
 _HASH = re.compile(rb"\bmd5: *['\"]?([0-9a-f]{32}(?:\.dir)?)\b")
 
 
@@ -118,21 +118,6 @@ class Cache:
             return tree[inner]
         files = {path.removeprefix(f"{inner}/"): value for path, value in tree.items() if path.startswith(f"{inner}/")}
         return folder_md5(files) if files else None
-
-
-def folder_md5(files: dict[str, str]) -> str:
-    """DVC's hash of a folder, from its files' hashes by their paths in it."""
-    listed = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def file_hash(path: Path, name: str = "md5") -> str:
-    """The hash of a file's bytes as they are now: nothing that was remembered is trusted."""
-    digest = hashlib.new(name)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class Records:

@@ -10,9 +10,9 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from stages.hashes import folder_md5
 from stages.uncommitted import UNCOMMITTED
 from tasks.lineage import Lineage, Source, Step
-from tasks.lineage_records import folder_md5
 
 _SHOWN_SETTINGS = 8
 _MOST_CHARACTERS = 60

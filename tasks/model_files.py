@@ -7,10 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+from stages.hashes import CHUNK
 from tasks.lineage_records import Cache
 from tuneline.errors import ModelError
-
-_CHUNK = 1 << 22
 
 
 def has_model(root: Path, md5: str) -> bool:
@@ -63,7 +62,7 @@ def _copy(source: Path, target: Path, md5: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.md5()
     with source.open("rb") as read, target.open("wb") as write:
-        while chunk := read.read(_CHUNK):
+        while chunk := read.read(CHUNK):
             digest.update(chunk)
             write.write(chunk)
     if digest.hexdigest() != md5:

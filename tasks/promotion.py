@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from stages.hashes import file_hash
 from stages.loading import load_params
 from stages.schema import PipelineConfig
 from stages.schema_promotion import PromotionSection
@@ -19,16 +20,16 @@ from stages.storage import write_whole
 from stages.tracking import git_tags
 from tasks.display import display
 from tasks.graph import PARAMS_FILE
-from tasks.lineage_records import Records, file_hash
+from tasks.lineage_records import Records
 from tasks.promotion_gate import Line, compare
 from tasks.promotion_results import Candidate, champion_results, find_candidate
+from tasks.promotion_words import PROMOTION_FILE
 from tasks.registry import Registry, RegistryError, Version, timestamp, who
 from tuneline.errors import DataError, ModelError, StageError, TunelineError
 from tuneline.logging import get_logger
 
 logger = get_logger(__name__)
 
-PROMOTION_FILE = Path("reports/promotion.json")
 _LONGEST_TAG = 4500  # characters; registries cut or refuse longer ones
 
 

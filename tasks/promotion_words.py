@@ -1,4 +1,9 @@
-"""What is said about promotion before anything heavy is imported."""
+"""What is said about promotion, and where, for those who import nothing heavy."""
+
+from pathlib import Path
+
+PROMOTION_FILE = Path("reports/promotion.json")
+"""The last decision in a checkout."""
 
 NO_SERVER_TO_ASK_ON = (
     "promotion.require_approval is true, and this run has no Prefect server with a UI to ask on: its own is gone when "

@@ -7,11 +7,11 @@ from typing import Any
 
 from prefect.events import emit_event
 
+from tasks.promotion_words import PROMOTION_FILE
 from tuneline.logging import get_logger
 
 logger = get_logger(__name__)
 REGRESSED = "tuneline.regressed"
-DECISION = Path("reports/promotion.json")
 
 
 def tell_of_regression(root: Path, name: str, flow_run: str, since: datetime) -> bool:
@@ -23,7 +23,7 @@ def tell_of_regression(root: Path, name: str, flow_run: str, since: datetime) ->
         flow_run: Prefect's id of the run.
         since: when the run began; a decision from before it was told of already.
     """
-    decision = _read(root / DECISION, since)
+    decision = _read(root / PROMOTION_FILE, since)
     if decision is None or decision.get("alias_moved", True) or not decision.get("champion"):
         return False
     if not decision.get("regressed", True):  # nobody agreed, or it could not be compared

@@ -18,12 +18,13 @@ from typing import Any
 
 import yaml
 
+from stages.hashes import file_hash
 from stages.loading import YamlLoader
 from stages.start import START, START_RECORD
 from stages.supervise import owner_env, run_guarded, stage_lock
 from tasks.checkouts import checkout_environment, scratch_checkout
 from tasks.lineage import Target, find_target
-from tasks.lineage_records import PACKAGE_LOCK, Records, StageRecord, file_hash, git, is_code
+from tasks.lineage_records import PACKAGE_LOCK, Records, StageRecord, git, is_code
 from tasks.lineage_runs import Tracking, commits_with
 from tasks.reproduction_compare import Difference, differences_of
 from tasks.verification import changed_inputs

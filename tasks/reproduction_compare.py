@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from tasks.lineage_records import Records, StageRecord, file_hash
+from stages.hashes import file_hash
+from tasks.lineage_records import Records, StageRecord
 
 
 @dataclass(frozen=True)

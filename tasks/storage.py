@@ -17,10 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
+from stages.hashes import file_hash
 from stages.secrets import without_secrets
 from stages.supervise import run_guarded
 from tasks.display import display
-from tasks.lineage_records import Cache, Records, file_hash, tracked_by_hand
+from tasks.lineage_records import Cache, Records, tracked_by_hand
 from tuneline.errors import TunelineError
 
 _SHOWN_LINES = 6

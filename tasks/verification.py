@@ -12,10 +12,11 @@ from pathlib import Path
 
 import yaml
 
+from stages.hashes import file_hash, folder_md5
 from stages.loading import YamlLoader
 from tasks.graph import PARAMS_FILE, differences
 from tasks.lineage import find_target
-from tasks.lineage_records import Content, Records, StageRecord, file_hash, folder_md5, git_bytes
+from tasks.lineage_records import Content, Records, StageRecord, git_bytes
 from tasks.lineage_runs import Tracking, commits_with
 from tuneline.errors import TunelineError
 

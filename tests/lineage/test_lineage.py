@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from stages.hashes import file_hash
 from stages.loading import load_config, write_params
 from tasks.lineage import Lineage, trace
 from tasks.lineage_drawing import as_page, as_svg
-from tasks.lineage_records import file_hash
 from tests.flows.checkouts import Checkout
 from tests.lineage.checkouts import FLOW_RUN, WEIGHTS, git, register, repro
 from tuneline.errors import TunelineError

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks.lineage_records import Content, Records, StageRecord, file_hash, folder_md5
+from stages.hashes import file_hash, folder_md5
+from tasks.lineage_records import Content, Records, StageRecord
 from tasks.reproduction_compare import differences_of
 from tests.flows.checkouts import Checkout
 from tests.lineage.checkouts import git, register, repro

@@ -19,6 +19,7 @@ PLUMBING = {
     "stages/cross_checks.py",
     "stages/gates.py",
     "stages/gates_models.py",
+    "stages/hashes.py",
     "stages/known_fields.py",
     "stages/loading.py",
     "stages/schema.py",
