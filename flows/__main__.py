@@ -136,7 +136,7 @@ def _config_path(given: str, root: Path) -> Path:
         path = root / given
     if not path.is_file():
         near = _nearest_config(path, root)
-        raise TunelineError(f"{given} does not exist{near}.")
+        raise TunelineError(f"{given} {'is no file' if path.exists() else 'does not exist'}{near}.")
     return path.relative_to(root) if path.is_relative_to(root) else path
 
 

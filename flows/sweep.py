@@ -170,7 +170,8 @@ def _ends(low: float | None, high: float | None) -> str:
 
 
 def _announce(root: Path, console: Console, variants: Sequence[Variant], units: dict[str, Units], jobs: int) -> None:
-    known = list(units.values())
+    on = {variant.name: [s for s in units[variant.name] if variant.config.why_off(s) is None] for variant in variants}
+    known = [{stage: units[name][stage] for stage in stages} for name, stages in on.items()]
     shared = shared_stages(known)
     total = sum(map(len, known))
     text = f"{len(variants)} variants of {variants[0].config.name}, {jobs} at a time: {num_units(known)} stages to run"
@@ -181,10 +182,9 @@ def _announce(root: Path, console: Console, variants: Sequence[Variant], units: 
     console.print(Text(f"{text}.", style="bold"), soft_wrap=True)
     settings = variants[0].config.model_dump(mode="json")
     past = read_history(root, variants[0].config.name)
-    off = {stage for stage in known[0] if variants[0].config.why_off(stage) is not None}
     times = {
-        stage: 0.0 if stage in off else estimate(root, stage, settings, past.get(stage), prepared=False).seconds
-        for stage in known[0]
+        stage: estimate(root, stage, settings, past.get(stage), prepared=False).seconds
+        for stage in dict.fromkeys(stage for stages in on.values() for stage in stages)
     }
     seconds = expected_seconds(known, times, jobs)
     if seconds is None:

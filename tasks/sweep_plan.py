@@ -120,7 +120,7 @@ def num_units(variants: Sequence[Units]) -> int:
 
 def shared_stages(variants: Sequence[Units]) -> list[str]:
     """Stages that all variants have in common."""
-    return [stage for stage in variants[0] if len({units[stage] for units in variants}) == 1] if variants else []
+    return [stage for stage in variants[0] if len({units.get(stage) for units in variants}) == 1] if variants else []
 
 
 def expected_seconds(variants: Sequence[Units], seconds: Mapping[str, float | None], jobs: int) -> float | None:

@@ -55,6 +55,9 @@ def test_a_dry_run_counts_what_is_shared_and_runs_nothing(line: Checkout):
     assert all(name in shown for name in NAMES)
     assert not (line.path / ".work" / "sweeps").exists()
     assert not (line.path / "mlflow.db").exists()
+    demonstrations = ("--set", "prepare={demonstrations: {path: toy.jsonl}}")
+    off = line.call(*SWEEP, *demonstrations, "--dry-run")
+    assert "4 variants of toy, 1 at a time: 4 stages to run instead of 8" in off  # dpo has nothing to learn from
     wrong = line.call(*SWEEP, "--set", "evaluate.temprature=0,1", exit_code=2)
     assert "did you mean `temperature`?" in wrong
     assert "Traceback" not in wrong
