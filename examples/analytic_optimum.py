@@ -7,7 +7,7 @@ program trains a small model by each method, measures by enumeration how far fro
 for settings whose loss leads elsewhere. It prints a table and writes `analytic-optimum.json` and `analytic-optimum.svg`
 into the folder; rows that are already in the file there and were not asked for are kept. See docs/analytic-optimum.md.
 
-A row takes half a minute on one processor core. Nothing is downloaded. The plot needs matplotlib.
+A row takes one to three minutes of one processor core. Nothing is downloaded. The plot needs matplotlib.
 """
 
 from __future__ import annotations
