@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.models import tiny_causal_lm, tiny_reward_model
 from tests.trainers.rows import character_tokenizer
+from tests.vision.models import tiny_processor, tiny_vlm
 from tuneline.cli.main import main
 from tuneline.cli.parser import DATA_TYPES
 from tuneline.data.readers import read_source
+from tuneline.models.loading import load_processor
 
 
 @pytest.fixture
@@ -72,6 +74,14 @@ def test_a_merged_model_answers_as_the_adapted_one(kind, tmp_path, capsys):
     with torch.no_grad():
         assert_close(merged(input_ids=ids).logits, adapter(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_a_vision_language_model_is_merged_with_its_processor(tmp_path):
+    adapted(tiny_vlm("idefics"), tmp_path, "CAUSAL_LM")
+    tiny_processor("idefics").save_pretrained(tmp_path / "base")
+    tiny_processor("idefics").save_pretrained(tmp_path / "adapter")  # as the trainers save it
+    assert main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")]) == 0
+    assert type(load_processor(str(tmp_path / "merged"))) is type(tiny_processor("idefics"))
 
 
 def test_a_merge_that_fails_leaves_nothing_behind(tmp_path, capsys):
