@@ -15,7 +15,7 @@ from tuneline.logging import get_logger
 
 logger = get_logger(__name__)
 
-_PAIRS_SHOWN = 6
+_PAIRS_SHOWN, _LABELS_SHOWN = 6, 12
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ def read_collection(root: Path, config: dict[str, Any], limits: Limits) -> Colle
             [(role, limits.text(text)) for role, text in prompt_parts(pair.prompt)],
             limits.text(pair.a),
             difference(limits.text(pair.a), limits.text(pair.b)),
-            [(limits.text(label.annotator), label.choice) for label in labels if label.pair == pair.id][:12],
+            [
+                (limits.text(label.annotator), label.choice)
+                for label in limits.rows("labels", [label for label in labels if label.pair == pair.id], _LABELS_SHOWN)
+            ],
         )
         for pair in pairs[:_PAIRS_SHOWN]
     ]
