@@ -103,7 +103,7 @@ def write_markdown(root: Path, run: RunSummary, against: Revision | None = None)
 def _first_lines(root: Path, run: RunSummary) -> str:
     environment = read_environment(root)
     costs = read_run_costs(root, run)
-    num_ran = sum(stage.state == "ran" for stage in run.stages)
+    num_ran = sum(stage.shown_state == "ran" for stage in run.stages)
     told = [f"{run.started:%Y-%m-%d %H:%M} UTC, {duration(run.seconds)}; {num_ran} of {len(run.stages)} stages ran"]
     if costs.run.num_tries:
         told.append(f"processor time {duration(costs.run.processor)}")
@@ -138,7 +138,7 @@ def _stages(run: RunSummary) -> str:
 
 
 def _time(stage: StageSummary) -> str:
-    return duration(stage.seconds) if stage.state in ("ran", "failed", "stopped") else "–"
+    return duration(stage.seconds) if stage.shown_state in ("ran", "failed", "stopped") else "–"
 
 
 Metrics = dict[str, dict[str, float]]  # by stage

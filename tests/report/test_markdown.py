@@ -156,3 +156,12 @@ def test_a_summary_is_short_enough_for_a_comment(tmp_path):
     markdown = write_markdown(tmp_path, RunSummary("line", {}, (*stages, *failed), now, now))
     assert len(markdown) < 65_536
     assert "characters more." in markdown
+
+
+def test_a_stage_that_is_off_has_not_run(tmp_path):
+    stages = (StageSummary("sft", "ran", 2.0), StageSummary("ppo", "ran", 1.5, off="off: there is no ppo section"))
+    text = write_markdown(
+        tmp_path, RunSummary("toy", {}, stages, datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 3, tzinfo=UTC))
+    )
+    assert "1 of 2 stages ran" in text
+    assert "| ppo | off | – | there is no ppo section |" in text
