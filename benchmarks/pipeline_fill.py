@@ -22,7 +22,7 @@ def fill_mlflow(number: int, experiment: str, stages: list[str]) -> None:
     import mlflow
     from mlflow.entities import Metric, Param, RunTag
 
-    from stages.tracking import connect, experiment_id
+    from stages.mlflow_store import connect, experiment_id
 
     client = connect()
     place, now = experiment_id(client, experiment), int(time.time() * 1000)

@@ -129,11 +129,11 @@ def _judge_again(name: str, work: Path, config: PipelineConfig, tracked: StageRu
 def _work_folder(name: str, config: PipelineConfig, identity: Identity) -> Path:
     work = Path(".work") / name / identity.key
     forced = work / "FORCED"
-    if identity.is_forced and ((work / DONE).exists() or not forced.exists()):
-        shutil.rmtree(work, ignore_errors=True)  # it has to be done anew, once; if that is cut off, it goes on
-        work.mkdir(parents=True)
-        forced.touch()
     work.mkdir(parents=True, exist_ok=True)
+    if identity.is_forced and ((work / DONE).exists() or not forced.exists()):
+        shutil.rmtree(work)  # it has to be done anew, once; if that is cut off, it goes on
+        work.mkdir()
+        forced.touch()
     aside = work / "config.new"
     aside.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
     os.replace(aside, work / "config.json")
@@ -241,6 +241,8 @@ def _put(source: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, aside, copy_function=_link_or_copy)
+    if target.is_symlink():
+        target.unlink()
     shutil.rmtree(target, ignore_errors=True)
     os.replace(aside, target)
 

@@ -60,9 +60,10 @@ def die_with_parent(number: int = signal.SIGTERM) -> None:
 
 def leave(code: int) -> NoReturn:
     """End this process, whose work is done, at once: to take apart what MLflow has imported is a second's work."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # nobody listens any more
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

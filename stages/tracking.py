@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -22,26 +21,24 @@ from typing import Any
 
 from stages.gates import gate_metrics
 from stages.identity import Identity
+from stages.mlflow_store import (
+    allowed_name,
+    answers,
+    connect,
+    experiment_id,
+    first_call_alone,
+    known_run,
+    register_by_reference,
+)
 from stages.schema import PipelineConfig
-from stages.storage import read_metrics
+from stages.storage import read_metrics, write_whole
 from stages.uncommitted import UNCOMMITTED, uncommitted
-from tuneline.logging import get_logger
-
-logger = get_logger(__name__)
 
 PARENT_RUN, FLOW_RUN = "TUNELINE_PARENT_RUN", "TUNELINE_FLOW_RUN"
 CHALLENGER = "challenger"
 _POLL_SECONDS = 3.0
 _STATE, _RUN_ID = "tracking.json", "mlflow_run_id"
 _LARGEST_BATCH = 1000
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default of 7 is minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 class StageRun:
@@ -159,7 +156,7 @@ class StageRun:
             with first_call_alone():
                 experiment = experiment_id(client, state["experiment"])
             run = client.create_run(experiment, run_name=state["stage"], tags=tags)
-            file.write_text(run.info.run_id)
+            write_whole(file, run.info.run_id)
         else:
             client.update_run(run.info.run_id, status="RUNNING")
             client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -223,31 +220,7 @@ class StageRun:
         client.set_tag(run_id, "tuneline.model_version", f"{model}/{version}")
 
     def _save(self) -> None:
-        aside = self.work / f"{_STATE}.new"
-        aside.write_text(json.dumps(self._state, indent=1))
-        os.replace(aside, self.work / _STATE)
-
-
-def register_by_reference(client: Any, model: str, experiment: str, run_id: str | None, tags: Mapping[str, str]) -> str:
-    """The version of a registered model that points at content of DVC's, made where there is none; nothing is copied.
-
-    Args:
-        run_id: MLflow's run that made the content; None where none is known.
-        tags: of a new version; `dvc.md5` and `dvc.path` among them say what it points at.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    for known in client.search_model_versions(f"name = '{model}' and tags.`dvc.md5` = '{tags['dvc.md5']}'"):
-        return str(known.version)
-    place = {name: tags[name] for name in ("dvc.path", "dvc.md5")}
-    logged = mlflow.create_external_model(model, run_id, params=place, experiment_id=experiment)
-    try:
-        client.create_registered_model(model)
-    except MlflowException:
-        logger.debug("the model %s is registered already", model)
-    source = f"models:/{logged.model_id}"
-    return str(client.create_model_version(model, source, run_id, dict(tags), model_id=logged.model_id).version)
+        write_whole(self.work / _STATE, json.dumps(self._state, indent=1))
 
 
 def replay_pending(root: Path, besides: Path | None = None) -> int:
@@ -262,9 +235,10 @@ def replay_pending(root: Path, besides: Path | None = None) -> int:
                 run = StageRun.of_folder(work)
                 with _warnings_only(run):
                     run.record()
-                if run._warned:
+                if not run._warned:
+                    num_replayed += 1
+                elif not answers():
                     break
-                num_replayed += 1
     return num_replayed
 
 
@@ -275,62 +249,6 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def connect() -> Any:
-    """A client of the user's server, or of mlflow.db in the checkout."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    for name in ("mlflow", "alembic"):  # the tables of a fresh file are announced one by one
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_checkout(Path.cwd()) / 'mlflow.db'}")
-    return mlflow.MlflowClient()
-
-
-def _checkout(folder: Path) -> Path:
-    """The checkout itself, also for `dvc exp run --temp` and DVC's queue: their copies, below .dvc/tmp, are removed."""
-    for parent in folder.parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            return parent.parents[2]
-    return folder
-
-
-def known_run(client: Any, run_id: str) -> Any:
-    """The run, or None where this store has no such run (another server was in use) or it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
-
-
-def experiment_id(client: Any, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-    return str(found.experiment_id)
-
-
-@contextmanager
-def first_call_alone() -> Iterator[None]:
-    """Several processes that open a fresh SQLite file at once all fail while they make its tables (mlflow#19299)."""
-    lock = Path(".work") / "mlflow.lock"
-    lock.parent.mkdir(exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
@@ -369,10 +287,6 @@ def git_tags() -> dict[str, str]:
 def _is_content(path: str) -> bool:
     """Whether a dependency is data or a model, not code."""
     return not path.endswith(".py") and not path.endswith("requirements.lock")
-
-
-def allowed_name(name: str) -> str:
-    return re.sub(r"[^\w\-. /:]", "_", name)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Tracking:
         if self.problem:
             raise TunelineError(f"{self.problem}; set MLFLOW_TRACKING_URI, or run the line first.")
         if self._client is None:
-            from stages.tracking import connect
+            from stages.mlflow_store import connect
 
             with _variable("MLFLOW_TRACKING_URI", tracking_uri(self.root)):  # wherever this process works
                 self._client = connect()

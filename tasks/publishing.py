@@ -61,7 +61,7 @@ def _mlflow_link(run: RunSummary) -> str:
     server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https") or not run.parent_run:
         return ""
-    from stages.tracking import connect
+    from stages.mlflow_store import connect
 
     experiment = connect().get_run(run.parent_run).info.experiment_id
     place = server.netloc.rpartition("@")[2]  # without a password

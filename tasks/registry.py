@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from stages.mlflow_store import connect, experiment_id, first_call_alone, register_by_reference
 from stages.secrets import without_secrets
-from stages.tracking import CHALLENGER, connect, experiment_id, first_call_alone, register_by_reference
+from stages.tracking import CHALLENGER
 from tasks.tracking import tracking_uri
 from tuneline.errors import TunelineError
 

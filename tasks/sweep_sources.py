@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.tracking import connect, flatten
+from stages.mlflow_store import connect
+from stages.tracking import flatten
 from tasks.sweep_record import VariantRecord
 from tuneline.errors import TunelineError
 

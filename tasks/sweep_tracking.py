@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stages.tracking import connect, experiment_id, first_call_alone, git_tags
+from stages.mlflow_store import connect, experiment_id, first_call_alone
+from stages.tracking import git_tags
 from tasks.sweep_record import SweepRecord
 from tasks.tracking import best_effort
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from stages.tracking import allowed_name, connect, experiment_id, first_call_alone, flatten, git_tags
+from stages.mlflow_store import allowed_name, connect, experiment_id, first_call_alone
+from stages.tracking import flatten, git_tags
 from tasks.display import display
 from tasks.summary import RunSummary
 from tuneline.logging import get_logger

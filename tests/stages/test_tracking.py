@@ -150,3 +150,25 @@ def test_settings_that_could_not_be_told_at_first_are_told_later(work, tmp_path,
     StageRun("dpo", CONFIG, IDENTITY, work).finish(OUTS)
     (run,) = runs(client_of(tmp_path))
     assert run.data.params["dpo.training.beta"] == "0.1"
+
+
+def test_an_experiment_that_somebody_deleted_is_told_with_its_remedy(work, tmp_path, capsys):
+    client = client_of(tmp_path)
+    number = client.create_experiment("line")
+    client.delete_experiment(number)
+    StageRun("dpo", CONFIG, IDENTITY, work).finish(OUTS)
+    assert f"mlflow experiments restore --experiment-id {number}" in capsys.readouterr().out
+    client.restore_experiment(number)
+    assert replay_pending(tmp_path / ".work") == 1
+
+
+def test_a_run_that_mlflow_refuses_keeps_no_other_back(work, tmp_path, monkeypatch):
+    client = client_of(tmp_path)
+    client.delete_experiment(client.create_experiment("gone"))
+    StageRun("dpo", CONFIG.model_copy(update={"name": "gone"}), IDENTITY, work).finish(OUTS)
+    other = work.with_name("1" * 32)
+    shutil.copytree(work, other)
+    state = json.loads((other / "tracking.json").read_text())
+    (other / "tracking.json").write_text(json.dumps(state | {"experiment": "line"}))
+    assert replay_pending(tmp_path / ".work") == 1
+    assert StageRun.is_pending(work)

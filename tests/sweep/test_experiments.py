@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.loading import load_config, load_params, write_params
-from stages.tracking import _checkout
+from stages.mlflow_store import checkout_of
 from tests.flows.checkouts import Checkout
 from tests.sweep.test_sweep import dvc, events, experiments
 
@@ -14,8 +14,8 @@ IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
 
 
 def test_a_copy_that_dvc_makes_for_an_experiment_has_the_mlflow_store_of_its_checkout(tmp_path):
-    assert _checkout(tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "tmpabc") == tmp_path
-    assert _checkout(tmp_path) == tmp_path
+    assert checkout_of(tmp_path / ".dvc" / "tmp" / "exps" / "standalone" / "tmpabc") == tmp_path
+    assert checkout_of(tmp_path) == tmp_path
 
 
 @pytest.fixture
