@@ -106,6 +106,14 @@ def test_other_branches_tags_and_data_added_by_hand_are_kept(traced: Checkout):
     assert set(lost) <= before
 
 
+def test_data_added_by_hand_is_kept_before_it_is_committed(traced: Checkout):
+    before = objects(traced)
+    (traced.path / "extra.csv").write_text("a,b\n1,2\n")
+    dvc(traced, "add", "-q", "extra.csv")
+    (added,) = objects(traced) - before
+    assert added not in {one.path for one in collect(traced.path).garbage}
+
+
 def test_nothing_is_freed_while_something_runs(traced: Checkout):
     run_with(traced, "dpo.launch.timeout_hours=2")
     run_with(traced, "dpo.launch.timeout_hours=3")
