@@ -17,7 +17,7 @@ from prefect.states import State
 from pydantic import Field
 
 from flows.approval import asker, refuse_on_temporary_server
-from flows.chosen import chosen_plans
+from flows.chosen import RUN_LOCK, chosen_plans
 from flows.settings import TEMPORARY_SERVER, apply_stage_settings
 from stages.launch import gpus_of_machine, num_gpus
 from stages.loading import check_settings, load_config, load_params, write_params
@@ -89,7 +89,7 @@ def align(
     chosen = _chosen_settings(config, settings, overrides or [], folder)
     refuse_on_temporary_server(chosen or load_params(folder / PARAMS_FILE))
     start_again()
-    run_lock = stage_lock(folder / ".work" / "run.lock", _say_that_it_waits)
+    run_lock = stage_lock(folder / RUN_LOCK, _say_that_it_waits)
     with run_lock, noted(folder, str(flow_run.id)):
         if chosen is not None:
             write_params(chosen, folder / PARAMS_FILE)

@@ -1,10 +1,29 @@
-"""Which stages of the line a run is about."""
+"""Which stages of the line a run is about, and what it would do with each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from stages.schema import STAGES
-from tasks.graph import StagePlan
+from stages.loading import write_params
+from stages.schema import STAGES, PipelineConfig
+from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
+from tasks.start import fetch_start
 from tuneline.errors import ConfigError, TunelineError
+
+RUN_LOCK = Path(".work") / "run.lock"
+"""One run at a time is under way in a checkout."""
+
+
+def plans_of(root: Path, config: PipelineConfig, *, is_free: bool) -> list[StagePlan]:
+    """What a run with these settings would do now.
+
+    Args:
+        is_free: The caller holds `RUN_LOCK`. While another run does, its params.yaml and models/start stay as they are.
+    """
+    if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
+        write_params(config, root / PARAMS_FILE)
+    if is_free:
+        fetch_start(root, config)
+    return plan_stages(root, config.model_dump(mode="json"))
 
 
 def chosen_plans(plans: Sequence[StagePlan], only: Sequence[str] | None) -> list[StagePlan]:

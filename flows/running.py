@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.chosen import chosen_plans
+from flows.chosen import RUN_LOCK, chosen_plans, plans_of
 from flows.server import start_temporary_server
 from flows.settings import has_prefect_server
 from flows.terminal import print_end
 from stages.loading import load_config, load_params, write_params
+from stages.supervise import lock_if_free
 from tasks.again import command_to_go_on
 from tasks.display import display
-from tasks.graph import PARAMS_FILE, plan_stages
+from tasks.graph import PARAMS_FILE, StagePlan
 from tasks.promotion_words import NO_SERVER_TO_ASK_ON
-from tasks.start import fetch_start
 from tasks.storage import StorageError, push_after_run
 from tasks.summary import cached_summary, load_last_run
 from tuneline.errors import ConfigError, StageError, TunelineError
@@ -41,17 +41,15 @@ def run_line(
     if checked.promotion is not None and checked.promotion.require_approval and not has_prefect_server():
         raise ConfigError(NO_SERVER_TO_ASK_ON)  # before any work
     settings = checked.model_dump(mode="json")
-    if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
-        write_params(checked, root / PARAMS_FILE)
-    fetch_start(root, checked)
-    plans = chosen_plans(plan_stages(root, settings), only)
-    if not options.force and all(plan.up_to_date for plan in plans):
-        if config:
+    with lock_if_free(root / RUN_LOCK) as is_free:
+        plans = chosen_plans(plans_of(root, checked, is_free=is_free), only)
+        nothing_to_do = is_free and not options.force and all(plan.up_to_date for plan in plans)
+        if nothing_to_do and config:
             write_params(checked, root / PARAMS_FILE)
-        if not has_prefect_server():
-            if options.push:
-                push_after_run(root, console)
-            return _end_without_change(root, console, settings, [plan.name for plan in plans])
+    if nothing_to_do and not has_prefect_server():
+        if options.push:
+            push_after_run(root, console)
+        return _end_without_change(root, console, settings, plans)
     parameters = dict(only=only, force=options.force, retries=options.retries, retry_delay=options.retry_delay)
     parameters |= dict(config=str(config) if config else None, overrides=overrides, root=str(root))
     before = _last_record(root)
@@ -67,7 +65,7 @@ def run_line(
         console.print(f"Go on where it stopped:  {_again(parameters)}", markup=False, soft_wrap=True)
         return 1 if getattr(failure, "retriable", True) else 2
     if _last_record(root) == before:
-        return _end_without_change(root, console, settings, [plan.name for plan in plans])
+        return _end_without_change(root, console, settings, plans)
     print_end(root, console, load_last_run(root))
     return 0
 
@@ -110,8 +108,8 @@ def check_server() -> None:
         ) from error
 
 
-def _end_without_change(root: Path, console: Console, settings: dict[str, Any], stages: list[str]) -> int:
-    print_end(root, console, cached_summary(root, settings, stages))
+def _end_without_change(root: Path, console: Console, settings: dict[str, Any], plans: list[StagePlan]) -> int:
+    print_end(root, console, cached_summary(root, settings, [plan.name for plan in plans]))
     return 0
 
 

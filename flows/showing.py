@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stages.loading import load_config, load_params, write_params
+from flows.chosen import RUN_LOCK, plans_of
+from stages.loading import load_config, load_params
+from stages.supervise import lock_if_free
 from tasks.display import in_words
 from tasks.estimates import estimate
 from tasks.graph import PARAMS_FILE, StagePlan, plan_stages
 from tasks.history import read_history
 from tasks.progress import read_progress
-from tasks.start import fetch_start
 from tasks.summary import StageSummary, headline, read_metrics, read_off
 
 _SHOWN_REASONS = 4
@@ -25,10 +26,8 @@ def show_plan(root: Path, console: Console, config: Path, overrides: list[str]) 
     """What `tuneline run` would do with this config: stages, reasons, steps, tokens and time."""
     checked = load_config(config, overrides, root=root)
     settings = checked.model_dump(mode="json")
-    if not (root / PARAMS_FILE).exists():  # dvc.yaml cannot be read without it
-        write_params(checked, root / PARAMS_FILE)
-    fetch_start(root, checked)
-    plans = plan_stages(root, settings)
+    with lock_if_free(root / RUN_LOCK) as is_free:
+        plans = plans_of(root, checked, is_free=is_free)
     history = read_history(root, checked.name)
     prepared = all(plan.up_to_date for plan in plans if plan.name == "prepare")
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")

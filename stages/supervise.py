@@ -235,3 +235,16 @@ def stage_lock(path: Path, on_wait: Callable[[str], None] = print) -> Iterator[i
         file.write(str(os.getpid()))
         file.flush()
         yield file.fileno()
+
+
+@contextlib.contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold a lock that nobody else holds, and say so; False where another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

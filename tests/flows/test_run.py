@@ -12,6 +12,8 @@ import mlflow
 import pytest
 from mlflow.entities import Run, ViewType
 
+from flows.chosen import RUN_LOCK
+from stages.supervise import stage_lock
 from tests.flows.checkouts import CHANGE_DPO, Checkout
 from tests.ports import free_port
 from tests.processor_time import processor_time_of_children
@@ -188,6 +190,23 @@ def test_a_stopped_run_leaves_no_process(checkout: Checkout, number: signal.Sign
 def test_reward_and_dpo_can_run_at_the_same_time(checkout: Checkout):
     checkout.call("run", "toy.yaml", "--force", "--parallel")
     assert [checkout.tries(name) for name in ("prepare", "sft", "reward", "dpo", "evaluate")] == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_while_another_run_is_under_way_its_settings_stay(checkout: Checkout):
+    settings = checkout.path / "params.yaml"
+    before = settings.read_text()
+    with stage_lock(checkout.path / RUN_LOCK):
+        run = checkout.start("run", "toy.yaml", "--set", "name=other")
+        assert run.stdout is not None
+        for line in run.stdout:
+            if "Another run uses this checkout" in line:
+                break
+        assert checkout.call("plan", "toy.yaml", "--set", "name=other").count("cached") == 5
+        assert settings.read_text() == before
+    run.communicate(timeout=120)
+    assert run.returncode == 0
+    assert "name: other" in settings.read_text()
 
 
 @pytest.mark.slow
