@@ -6,9 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-import yaml
-
 from stages.schema import Launch
+from stages.yaml_files import load_yaml
 
 
 def launch_command(name: str, launch: Launch | None) -> tuple[list[str], dict[str, str]]:
@@ -52,7 +51,7 @@ def num_gpus(launch: Launch, root: Path) -> int:
         return 0
     if launch.config_file is None:
         return launch.num_processes
-    accelerate = yaml.safe_load((root / launch.config_file).read_text()) or {}
+    accelerate = load_yaml((root / launch.config_file).read_text()) or {}
     return max(1, int(accelerate.get("num_processes", 1)) // int(accelerate.get("num_machines", 1)))
 
 

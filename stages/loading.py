@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +17,7 @@ from stages.known_fields import remember_valid_fields, unknown_fields
 from stages.schema import PipelineConfig
 from stages.settings_errors import MISSING, SettingError
 from stages.storage import write_whole
+from stages.yaml_files import load_yaml
 from tuneline.errors import ConfigError
 
 _HEADER = "# The settings of the last run, written by `tuneline run`; dvc.yaml reads them section by section.\n"
@@ -100,40 +100,14 @@ def write_params(config: PipelineConfig, path: Path = Path("params.yaml")) -> No
     """Make a config the active one: written aside and renamed; a file that says the same already is left alone."""
     settings = config.model_dump(mode="json")
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # missing, or damaged: it is written anew
-        if yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader) == settings:
+        if load_yaml(path.read_text(encoding="utf-8")) == settings:
             return
     write_whole(path, _HEADER + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's plain values, as DVC reads them: 1e-5 is a number, `no` and `on` are words. A name stands once."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - pyyaml's own
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):  # a list or mapping, which the loader refuses as a name
-                continue
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"`{key.value}` stands here twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
-    ("merge", r"<<", ["<"]),
-):
-    YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader)
+        settings = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; give the path of a pipeline's YAML.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -155,7 +129,7 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals or not all(dotted.split(".")):
         raise ConfigError(f"--set {text}: give it as section.name=value, such as dpo.training.beta=0.2.")
     try:
-        return dotted.strip(), yaml.load(value, Loader=YamlLoader)
+        return dotted.strip(), load_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is no valid YAML: {' '.join(str(error).split())}") from None
 

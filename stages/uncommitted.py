@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from stages.secrets import holds_secret
+from stages.yaml_files import load_yaml
 
 UNCOMMITTED = "uncommitted.patch"
 LARGEST_PATCH = 256_000
@@ -62,9 +63,9 @@ def uncommitted(root: Path) -> Uncommitted:
 
 def _read_by_stages(root: Path) -> list[str]:
     """dvc.yaml, and every file of code or settings that a stage of it depends on."""
-    pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    pipeline = load_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))
     params = root / "params.yaml"
-    settings = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else {}
+    settings = load_yaml(params.read_text(encoding="utf-8")) if params.is_file() else {}
     named = {f"${{files.{name}}}": path for name, path in (settings.get("files") or {}).items()}
     deps = {named.get(dep, dep) for stage in pipeline["stages"].values() for dep in stage.get("deps", ())}
     deps = {dep for dep in deps if not is_made(dep, pipeline)}

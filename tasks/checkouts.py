@@ -11,11 +11,10 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from stages.start import START
 from stages.storage import write_whole
 from stages.uncommitted import is_made
+from stages.yaml_files import load_yaml
 from tasks.tracking import tracking_uri
 from tuneline.errors import TunelineError
 
@@ -115,7 +114,7 @@ def _share_cache(root: Path, made: Path, folder: Path) -> None:
 
 
 def _link(root: Path, made: Path, files: Iterable[str]) -> None:
-    pipeline = yaml.safe_load((made / "dvc.yaml").read_text(encoding="utf-8"))
+    pipeline = load_yaml((made / "dvc.yaml").read_text(encoding="utf-8"))
     for path in files:
         source, target = root / path, made / path
         if os.path.isabs(path) or not source.exists() or target.exists() or path == START or is_made(path, pipeline):

@@ -19,6 +19,7 @@ from typing import Literal
 
 import yaml
 
+from stages.yaml_files import load_yaml
 from tasks.checkouts import run_git
 from tasks.lineage_records import LOCK_FILE, Records, StageRecord, hashes_in, read_lock, tracked_by_hand
 from tasks.lineage_runs import ModelVersion, Tracking
@@ -152,7 +153,7 @@ def _busy_in_dvc(root: Path) -> int | None:
 
     path = root / ".dvc" / "tmp" / "rwlock"
     try:
-        holders = yaml.safe_load(path.read_text()) or {}
+        holders = load_yaml(path.read_text()) or {}
     except (OSError, yaml.YAMLError):
         return None
     for modes in holders.values():
@@ -233,16 +234,13 @@ def _run_cache(records: Records, objects: set[str]) -> Iterator[Garbage]:
     """Entries that lead to what is no longer there, or goes now. All others stay: they spare a run."""
     for place in sorted(records.cache.runs.glob("*/*/*")):
         try:
-            entry = yaml.load(place.read_bytes(), Loader=_FAST)
+            entry = load_yaml(place.read_bytes())
             gone = [out["path"] for out in entry.get("outs", []) if out["md5"] not in objects]
         except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
             yield Garbage("run cache", place, place.stat().st_size, "cannot be read")
             continue
         if gone:
             yield Garbage("run cache", place, place.stat().st_size, f"{', '.join(gone)} is kept by nothing")
-
-
-_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _work(root: Path) -> Iterator[Garbage]:

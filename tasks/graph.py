@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from stages.yaml_files import load_yaml
 from tuneline.errors import StageError
 
 PARAMS_FILE = "params.yaml"
@@ -150,5 +149,5 @@ def _short(value: Any) -> str:
 
 def _files_named(root: Path) -> set[str]:
     """The files that the present params.yaml makes stages depend on."""
-    settings = yaml.safe_load((root / PARAMS_FILE).read_text(encoding="utf-8")) or {}
+    settings = load_yaml((root / PARAMS_FILE).read_text(encoding="utf-8")) or {}
     return set(settings.get("files", {}).values())

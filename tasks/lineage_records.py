@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from stages.hashes import folder_md5
-from stages.loading import YamlLoader
 from stages.start import START
+from stages.yaml_files import load_yaml
 from tuneline.errors import TunelineError
 
 LOCK_FILE = "dvc.lock"
@@ -152,7 +152,7 @@ class Records:
         files = [path for path in self.cache.runs.glob("*/*/*") if path.is_file() and path.stat().st_mtime >= since]
         for path in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
             try:
-                entry = yaml.load(path.read_bytes(), Loader=_Loader)
+                entry = load_yaml(path.read_bytes())
                 yield _record(entry["cmd"].split()[-1], entry, "DVC's run cache")
             except (yaml.YAMLError, KeyError, TypeError, AttributeError):
                 continue  # a damaged entry is none; DVC deletes it when it meets it
@@ -237,7 +237,7 @@ def tracked_by_hand(root: Path) -> set[str]:
 
 def read_lock(text: bytes, origin: str) -> list[StageRecord]:
     """The records of a dvc.lock."""
-    stages = (yaml.load(text, Loader=_Loader) or {}).get("stages", {})
+    stages = (load_yaml(text) or {}).get("stages", {})
     return [_record(name, entry, origin) for name, entry in stages.items()]
 
 
@@ -248,12 +248,6 @@ def _record(name: str, entry: dict[str, Any], origin: str) -> StageRecord:
         for kind in ("deps", "outs")
     )
     return StageRecord(name, str(entry["cmd"]), deps, params, outs, origin)
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values as in params.yaml, parsed in C: a run cache has thousands of lines."""
-
-    yaml_implicit_resolvers = YamlLoader.yaml_implicit_resolvers
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.tracking import flatten
+from stages.yaml_files import load_yaml
 from tasks.graph import PARAMS_FILE
 from tasks.report_costs import read_run_costs
 from tasks.report_decisions import read_promotion
@@ -74,7 +73,7 @@ def read_revision(root: Path, name: str, stages: list[str]) -> Revision:
             metrics[stage] = {key: value for key, value in values.items() if isinstance(value, int | float)}
     except DvcException as error:
         raise TunelineError(f"DVC cannot read {name} ({commit[:9]}): {error}") from error
-    settings = yaml.safe_load(git_output(root, "show", f"{commit}:{PARAMS_FILE}") or "") or {}
+    settings = load_yaml(git_output(root, "show", f"{commit}:{PARAMS_FILE}") or "") or {}
     return Revision(name, commit, metrics, dict(flatten(settings)), missing)
 
 

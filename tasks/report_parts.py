@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from stages.yaml_files import load_yaml
 from tuneline.cli.environment import describe_environment
 
 PACKAGES = ("tuneline", "torch", "transformers", "accelerate", "datasets", "peft", "prefect", "dvc", "mlflow")
@@ -127,7 +128,7 @@ def read_environment(root: Path) -> Environment:
 
 def _dvc_outputs(root: Path) -> list[tuple[str, str, str]]:
     try:
-        lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8")) or {}
+        lock = load_yaml((root / "dvc.lock").read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError):
         return []
     return [

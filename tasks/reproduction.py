@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 
 from stages.hashes import file_hash
-from stages.loading import YamlLoader
 from stages.start import START, START_RECORD
 from stages.supervise import owner_env, run_guarded, stage_lock
+from stages.yaml_files import load_yaml
 from tasks.checkouts import checkout_environment, scratch_checkout
 from tasks.lineage import Target, find_target
 from tasks.lineage_records import PACKAGE_LOCK, Records, StageRecord, git, is_code
@@ -161,7 +161,7 @@ def _write_settings(made: Path, target: Target, chain: list[StageRecord]) -> Non
     settings: dict[str, Any] = {"name": name.rpartition("-")[0] or name}  # of NAME-STAGE, or of the line's own model
     before = made / "params.yaml"
     if before.is_file():
-        settings |= yaml.load(before.read_bytes(), Loader=YamlLoader) or {}
+        settings |= load_yaml(before.read_bytes()) or {}
     settings.pop("files", None)
     for record in chain:
         for name, value in record.params.items():

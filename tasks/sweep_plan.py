@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from stages.yaml_files import load_yaml
 from tasks.sweep_settings import Variant
 from tuneline.errors import StageError
 
@@ -29,7 +28,7 @@ def stage_units(root: Path, settings: Mapping[str, Any]) -> Units:
     Raises:
         StageError: dvc.yaml has no stages, or its stages need one another in a circle.
     """
-    stages = (yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8")) or {}).get("stages")
+    stages = (load_yaml((root / "dvc.yaml").read_text(encoding="utf-8")) or {}).get("stages")
     if not isinstance(stages, dict):
         raise StageError(f"{root / 'dvc.yaml'} has no stages.")
     made_by = {out: name for name, stage in stages.items() for out in _paths(stage, "outs", "metrics", "plots")}

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from stages.loading import write_params
 from stages.supervise import owner_env, run_guarded, stop_all
+from stages.yaml_files import load_yaml
 from tasks.checkouts import checkout_environment, scratch_checkout
 from tasks.display import ended_stage
 from tasks.graph import PARAMS_FILE
@@ -184,7 +183,7 @@ def save_experiment(root: Path, checkout: Path, name: str) -> str:
     Raises:
         TunelineError: DVC or git refuses; the results are in DVC's cache all the same.
     """
-    stages = yaml.safe_load((checkout / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = load_yaml((checkout / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outs = [out for stage in stages.values() for kind in ("outs", "metrics", "plots") for out in stage.get(kind, ())]
     in_git = [path for out in outs if isinstance(out, dict) for path, how in out.items() if how.get("cache") is False]
     include = [word for path in (PARAMS_FILE, *in_git) if (checkout / path).exists() for word in ("-I", path)]

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from stages.mlflow_store import allowed_name, connect, experiment_id, first_call_alone
 from stages.tracking import flatten, git_tags
+from stages.yaml_files import load_yaml
 from tasks.display import display
 from tasks.summary import RunSummary
 from tuneline.logging import get_logger
@@ -108,7 +107,7 @@ def tracking_uri(root: Path) -> str:
 def _model_contents(root: Path) -> Iterator[tuple[str, str]]:
     """Stage and DVC's hash of the model that it made."""
     lock = root / "dvc.lock"
-    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
+    stages = load_yaml(lock.read_text())["stages"] if lock.is_file() else {}
     for name, stage in stages.items():
         for out in stage.get("outs", []):
             if out["path"] == f"models/{name}":

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from stages.hashes import file_hash, folder_md5
-from stages.loading import YamlLoader
+from stages.yaml_files import load_yaml
 from tasks.graph import PARAMS_FILE, differences
 from tasks.lineage import find_target
 from tasks.lineage_records import Content, Records, StageRecord, git_bytes
@@ -71,7 +69,7 @@ def changed_inputs(root: Path, record: StageRecord, chain: list[StageRecord]) ->
     looked at."""
     verifier = _Verifier(Records(root))
     found = [*verifier._inputs(record, chain), *verifier._changed_settings(record)]
-    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = load_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     command = (stages.get(record.stage) or {}).get("cmd")
     if command != record.command:
         found.append(("dvc.yaml", f"the command of {record.stage} is {command!r}, recorded {record.command!r}"))
@@ -84,7 +82,7 @@ class _Verifier:
         self.result = Verification()
         self._hashes: dict[Path, str | None] = {}
         params = self.root / PARAMS_FILE
-        self._settings = yaml.load(params.read_bytes(), Loader=YamlLoader) if params.is_file() else {}
+        self._settings = load_yaml(params.read_bytes()) if params.is_file() else {}
 
     def verify(self, chain: list[StageRecord]) -> Verification:
         current = {record.key for record in self.records.current.values()}
