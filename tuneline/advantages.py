@@ -6,15 +6,11 @@ reward is one that no function could give: it is left out of every mean and devi
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-ScaleRewards = Literal["group", "batch", "none"]
 SCALE_REWARDS = ("group", "batch", "none")
 
-Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
 # Bounds what a group whose rewards hardly differ is blown up to; the value is TRL's.

@@ -3,14 +3,11 @@ precision or with other kernels, or has older weights."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from tuneline.losses.sequences import means_by_sequence, sums_by_sequence
 
-MismatchMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 MISMATCH_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 

@@ -16,21 +16,18 @@ refused by the losses that do not read it.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tuneline.losses.sequences import means_by_sequence, sums_by_sequence, target_counts
 
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "gmpo"]
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "gmpo")
 CLIPPED_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
-ImportanceSamplingLevel = Literal["token", "sequence", "sequence_sum"]
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence", "sequence_sum")
 
-KLEstimator = Literal["k1", "k2", "k3"]
 KL_ESTIMATORS = ("k1", "k2", "k3")
 
 # The recommendation of ScaleRL, Khatri et al. 2025, arXiv:2510.13786.
