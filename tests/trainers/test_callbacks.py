@@ -142,7 +142,8 @@ def test_averages_that_cannot_be_are_refused(options):
         BEMACallback(**options)
 
 
-def test_the_panel_shows_progress_and_metrics_and_stands_alone(tmp_path):
+def test_the_panel_shows_progress_and_metrics_and_stands_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one shows nothing but the end
     out = io.StringIO()
     callback = RichProgressCallback(Console(file=out, force_terminal=True, width=100))
     trainer = build(
