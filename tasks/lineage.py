@@ -15,6 +15,7 @@ from stages.hashes import file_hash
 from stages.tracking import flatten
 from tasks.lineage_records import PACKAGE_LOCK, Content, Records, StageRecord, git, is_code
 from tasks.lineage_runs import ModelVersion, TrackedRun, Tracking, commits_with
+from tasks.summary import read_metrics
 from tuneline.errors import TunelineError
 
 _SOURCES = ("demonstrations", "preferences", "prompts", "test")
@@ -107,7 +108,8 @@ def trace(root: Path, text: str) -> Lineage:
 
     Args:
         root: The checkout.
-        text: `evaluate.dpo.accuracy`, `models:/quickstart-dpo/3`, `quickstart-dpo@champion`, a path, or a stage.
+        text: `evaluate.dpo.accuracy`, or `dpo/accuracy` where one stage alone has it; `models:/quickstart-dpo/3`,
+            `quickstart-dpo@champion`, a path, or a stage.
 
     Raises:
         TunelineError: there is no such thing, or nobody has noted how it was made.
@@ -141,6 +143,11 @@ def find_target(records: Records, tracking: Tracking, text: str) -> Target:
     stage, _, metric = text.partition(".")
     if stage in records.current:
         return _metric_target(records, stage, metric) if metric else _stage_target(records, stage)
+    holders = [stage for stage in records.current if text in read_metrics(root, stage)]
+    if len(holders) == 1:
+        return _metric_target(records, holders[0], text)
+    if holders:
+        raise TunelineError(f"{text} is a metric of several stages: {', '.join(f'{name}.{text}' for name in holders)}.")
     near = difflib.get_close_matches(stage, records.current, n=1, cutoff=0.5)
     raise TunelineError(
         f"{text} is no file, no model version and no metric of a stage{f'; did you mean {near[0]}?' if near else '.'} "

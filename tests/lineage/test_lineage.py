@@ -105,6 +105,14 @@ def test_what_is_made_on_the_machine_ends_in_its_seed(in_checkout: Path):
     ]
 
 
+def test_a_metric_may_be_named_without_its_stage_if_no_other_has_it(in_checkout: Path):
+    with pytest.raises(TunelineError, match=r"loss is a metric of several stages: prepare\.loss, sft\.loss, "):
+        trace(in_checkout, "loss")
+    for stage in ("prepare", "reward", "dpo", "evaluate"):
+        (in_checkout / "reports" / stage / "metrics.json").unlink()
+    assert trace(in_checkout, "loss").target == trace(in_checkout, "sft.loss").target
+
+
 def test_what_nobody_has_noted_is_one_message(in_checkout: Path):
     with pytest.raises(TunelineError, match="did you mean evaluate"):
         trace(in_checkout, "evaluat.loss")
