@@ -35,7 +35,7 @@ run: $(INSTALLED)  ## run CONFIG=configs/NAME.yaml, with SET="a.b=c ..." to chan
 test: $(INSTALLED)  ## run the tests (install included), PROCESSES=2 at once with a thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(PROCESSES) --dist loadfile $(ARGS)
 
-test-slow: $(INSTALLED)  ## run the slow tests too: whole lines, two processes, kills (about half an hour)
+test-slow: $(INSTALLED)  ## run the slow tests too: whole lines, two processes, kills (an hour or more on two cores)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-vllm: $(INSTALLED) .venv-vllm/installed  ## the tests against a real vLLM server (its CPU build, some GB, once)
