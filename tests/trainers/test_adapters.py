@@ -86,12 +86,12 @@ def test_a_merged_adapter_answers_as_the_model_with_it(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_virtual_tokens_come_before_every_sequence(kind):
+def test_virtual_tokens_come_before_every_sequence(kind, tmp_path):
     """Against a plain call of PEFT's model, a sequence at a time."""
     torch.manual_seed(0)
     model = get_peft_model(tiny_causal_lm(), KINDS[kind]).eval()
     assert not prepare_for_trees(model)
-    trees = batch_of(build("dpo", "unused", options={"max_steps": 1}))
+    trees = batch_of(build("dpo", tmp_path, options={"max_steps": 1}))
     rows = pad_out(trees, 0)
     found = logprobs_of(model, trees)
     with torch.no_grad():
