@@ -106,7 +106,9 @@ def make_trainer(setting: Setting, model: PreTrainedModel, **options: Any) -> An
     trainer_class, config_class = TRAINERS[setting.method]
     args = config_class(**COMMON, **setting.options, **options)
     rows = Dataset.from_list([{"prompt": prompt} for prompt in task.prompts] * 64)
-    trainer = trainer_class(model, task.reward, args, train_dataset=rows, processing_class=task.tokenizer)
+    trainer = trainer_class(
+        model=model, reward_funcs=task.reward, args=args, train_dataset=rows, processing_class=task.tokenizer
+    )
     trainer.collector.engine.batch_size = args.per_device_train_batch_size  # completions are short: write all at once
     return trainer
 
