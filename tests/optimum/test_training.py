@@ -10,10 +10,18 @@ from torch.testing import assert_close
 from examples.analytic_optimum import mean, table
 from examples.analytic_optimum_settings import BETA, LIMIT, SETTINGS
 from examples.analytic_optimum_task import all_logps
-from examples.analytic_optimum_training import make_trainer, run
+from examples.analytic_optimum_training import TRAINERS, make_trainer, run
 
 DOCS = Path(__file__).parents[2] / "docs"
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+@pytest.mark.parametrize("method", TRAINERS)
+def test_the_trainer_of_an_online_method_takes_the_task(method, tmp_path):
+    setting = next(one for one in SETTINGS if one.method == method)
+    trainer = make_trainer(setting, setting.task.make_reference(), output_dir=str(tmp_path))
+    assert type(trainer) is TRAINERS[method][0]
+    assert trainer.processing_class is setting.task.tokenizer
 
 
 @pytest.mark.slow
