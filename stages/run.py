@@ -28,7 +28,7 @@ from stages.launch import launch_command
 from stages.loading import load_params
 from stages.off import write_nothing
 from stages.schema import STAGES, TRAINING_STAGES, Launch, PipelineConfig, TrainingSection
-from stages.storage import sync_tree
+from stages.storage import sync_tree, write_whole
 from stages.supervise import (
     crash_point,
     die_with_parent,
@@ -134,9 +134,7 @@ def _work_folder(name: str, config: PipelineConfig, identity: Identity) -> Path:
         shutil.rmtree(work)  # it has to be done anew, once; if that is cut off, it goes on
         work.mkdir()
         forced.touch()
-    aside = work / "config.new"
-    aside.write_text(json.dumps(config.model_dump(mode="json"), indent=1))
-    os.replace(aside, work / "config.json")
+    write_whole(work / "config.json", json.dumps(config.model_dump(mode="json"), indent=1))
     (work / USER_ERROR_FILE).unlink(missing_ok=True)
     return work
 

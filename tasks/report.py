@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from stages.storage import write_whole
 from tasks.report_collection import read_collection
 from tasks.report_costs import read_run_costs
 from tasks.report_decisions import read_gates, read_promotion
@@ -21,7 +22,7 @@ from tasks.report_losses import read_bad_rows, read_losses
 from tasks.report_outcome import outcome, read_troubles
 from tasks.report_parts import read_data_summary, read_environment, read_json
 from tasks.report_samples import read_pairs, read_rollouts, read_samples
-from tasks.report_text import Limits, breakable, command, duration, number, share, size, write_aside
+from tasks.report_text import Limits, breakable, command, duration, number, share, size
 from tasks.summary import RunSummary, headline, read_metrics, read_off
 from tuneline.evaluation import figures
 
@@ -33,7 +34,8 @@ TEMPLATES = Path(__file__).parent / "report_templates"
 
 def write_report(root: Path, run: RunSummary) -> Path:
     """Write reports/report.html on a run and on what lies in the checkout, and return its path."""
-    return write_aside(root / REPORT_FILE, render_report(root, run))
+    write_whole(root / REPORT_FILE, render_report(root, run))
+    return root / REPORT_FILE
 
 
 def render_report(root: Path, run: RunSummary, limits: Limits | None = None) -> str:

@@ -7,9 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.storage import write_whole
 from tasks.report import REPORT_FILE, page_environment
 from tasks.report_outcome import outcome
-from tasks.report_text import number, write_aside
+from tasks.report_text import number
 from tasks.summary import RunSummary, load_run, save_run
 from tuneline.errors import TunelineError
 from tuneline.logging import get_logger
@@ -66,7 +67,8 @@ def write_index(root: Path) -> Path:
         raise TunelineError(f"{root / RUNS} has no run yet; `tuneline run CONFIG` leaves one there.")
     titles = [title for _, _, title in _METRICS_SHOWN]
     html = page_environment().get_template("index.html.jinja").render(runs=runs, titles=titles, num_kept=NUM_KEPT)
-    return write_aside(root / INDEX_FILE, html)
+    write_whole(root / INDEX_FILE, html)
+    return root / INDEX_FILE
 
 
 def read_runs(root: Path) -> list[KeptRun]:

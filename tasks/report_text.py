@@ -1,14 +1,12 @@
-"""How a report writes numbers and texts: for readers, bounded in length, with what is left out counted; and files."""
+"""How a report writes numbers and texts: for readers, bounded in length, and with what is left out counted."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from markupsafe import Markup, escape
@@ -149,12 +147,3 @@ def prompt_parts(prompt: Any) -> list[tuple[str, str]]:
     if isinstance(prompt, list):
         return [(str(m.get("role", "")), str(m.get("content", ""))) for m in prompt if isinstance(m, dict)]
     return [("", str(prompt))]
-
-
-def write_aside(path: Path, text: str) -> Path:
-    """Write a file that is whole or as it was, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path

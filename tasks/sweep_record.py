@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.report_text import write_aside
+from stages.storage import write_whole
 from tasks.summary import RunSummary
 
 SWEEPS = Path(".work/sweeps")
@@ -91,7 +91,7 @@ class SweepRecord:
             },
             indent=1,
         )
-        write_aside(self.folder / "sweep.json", text)
+        write_whole(self.folder / "sweep.json", text)
 
 
 def stamp_of(root: Path, files: Iterable[str]) -> str:

@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 import jinja2
 from markupsafe import Markup
 
+from stages.storage import write_whole
 from tasks.display import in_words as time_in_words
-from tasks.report_text import write_aside
 from tasks.sweep_compare import Comparison, MetricComparison
 from tasks.sweep_settings import in_words
 
@@ -27,8 +27,8 @@ def report_files(root: Path, name: str) -> tuple[Path, Path]:
 def write_sweep_report(root: Path, comparison: Comparison) -> tuple[Path, Path]:
     """Writes both, each aside and renamed, and returns their paths."""
     page, numbers = report_files(root, comparison.name)
-    write_aside(page, render(comparison))
-    write_aside(numbers, json.dumps(comparison.as_json(), indent=1))
+    write_whole(page, render(comparison))
+    write_whole(numbers, json.dumps(comparison.as_json(), indent=1))
     return page, numbers
 
 
