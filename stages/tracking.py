@@ -11,7 +11,6 @@ import fcntl
 import json
 import logging
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.gates import gate_metrics
+from stages.git import git_text
 from stages.identity import Identity
 from stages.mlflow_store import (
     allowed_name,
@@ -274,14 +274,10 @@ def _system_metrics(run_id: str) -> Any:
 
 
 def git_tags() -> dict[str, str]:
-    def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
-        except OSError:
-            return ""
-
-    commit = git("rev-parse", "HEAD")
-    return {"git.commit": commit, "git.dirty": str(bool(git("status", "--porcelain"))).lower()} if commit else {}
+    commit = git_text(Path.cwd(), "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {"git.commit": commit, "git.dirty": str(bool(git_text(Path.cwd(), "status", "--porcelain"))).lower()}
 
 
 def _is_content(path: str) -> bool:

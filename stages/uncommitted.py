@@ -7,7 +7,6 @@ Data is not in it (DVC has that), nor what looks like a secret: a file that hold
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from stages.git import run_git
 from stages.secrets import holds_secret
 from stages.yaml_files import load_yaml
+from tuneline.errors import TunelineError
 
 UNCOMMITTED = "uncommitted.patch"
 LARGEST_PATCH = 256_000
@@ -57,8 +58,8 @@ def uncommitted(root: Path) -> Uncommitted:
         if size > 20 * LARGEST_PATCH or len(patch) > LARGEST_PATCH:
             return Uncommitted(left_out=f"left out: over {LARGEST_PATCH // 1000} kB in {len(kept)} files")
         return Uncommitted(patch)
-    except (OSError, subprocess.CalledProcessError, yaml.YAMLError) as error:
-        return Uncommitted(left_out=f"left out: {type(error).__name__}")
+    except (OSError, TunelineError, yaml.YAMLError) as error:
+        return Uncommitted(left_out=f"left out: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
 
 
 def _read_by_stages(root: Path) -> list[str]:
@@ -85,33 +86,28 @@ def is_made(path: str, pipeline: dict[str, Any]) -> bool:
 
 def _changed(root: Path, paths: list[str]) -> list[str]:
     """Those of the paths that differ from HEAD, tracked or not; ignored ones too, as a stage reads them."""
-    tracked = _git(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *paths)
-    known = set(_git(root, "ls-files", "-z", "--", *paths).decode().split("\0"))
+    tracked = run_git(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *paths)
+    known = set(run_git(root, "ls-files", "-z", "--", *paths).decode().split("\0"))
     new = [path for path in paths if path not in known and (root / path).is_file()]
     return sorted({*filter(None, tracked.decode().split("\0")), *new})
 
 
 def _patch(root: Path, paths: list[str]) -> bytes:
     """Made with an index and an object store that are thrown away, so that nothing stays in the repository."""
-    objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").decode().strip()
+    objects = run_git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").decode().strip()
     with tempfile.TemporaryDirectory(prefix="tuneline-") as folder:
         env = {
             "GIT_INDEX_FILE": f"{folder}/index",
             "GIT_OBJECT_DIRECTORY": folder,
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
         }
-        _git(root, "read-tree", "HEAD", env=env)
+        run_git(root, "read-tree", "HEAD", env=env)
         there = [path for path in paths if (root / path).is_file()]
         if there:
-            _git(root, "add", "--force", "--", *there, env=env)
+            run_git(root, "add", "--force", "--", *there, env=env)
         gone = [path for path in paths if path not in there]
         if gone:
-            _git(root, "rm", "--quiet", "--cached", "--ignore-unmatch", "--", *gone, env=env)
-        return _git(root, "diff", "--cached", "--binary", "--no-ext-diff", "--relative", "HEAD", "--", *paths, env=env)
-
-
-def _git(root: Path, *arguments: str, env: dict[str, str] | None = None) -> bytes:
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, env={**os.environ, **(env or {})}, capture_output=True, check=True
-    )
-    return done.stdout
+            run_git(root, "rm", "--quiet", "--cached", "--ignore-unmatch", "--", *gone, env=env)
+        return run_git(
+            root, "diff", "--cached", "--binary", "--no-ext-diff", "--relative", "HEAD", "--", *paths, env=env
+        )

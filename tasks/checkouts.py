@@ -7,10 +7,10 @@ is gone without a trace when that folder is removed.
 import hashlib
 import os
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from stages.git import run_git
 from stages.start import START
 from stages.storage import write_whole
 from stages.uncommitted import is_made
@@ -126,22 +126,3 @@ def _link(root: Path, made: Path, files: Iterable[str]) -> None:
 
 def _git(folder: Path, *arguments: str) -> str:
     return run_git(folder, *arguments).decode().strip()
-
-
-def run_git(folder: Path, *arguments: str, text: bytes | None = None) -> bytes:
-    """What git prints.
-
-    Args:
-        text: what it reads from its standard input.
-
-    Raises:
-        TunelineError: it is missing, or fails.
-    """
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, input=text, capture_output=True, check=False)
-    except OSError as error:
-        raise TunelineError(f"git cannot be started ({error}); it has to be installed.") from error
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-        raise TunelineError(f"git {arguments[0]} failed in {folder}: {reason}")
-    return done.stdout

@@ -19,8 +19,8 @@ from typing import Literal
 
 import yaml
 
+from stages.git import run_git
 from stages.yaml_files import load_yaml
-from tasks.checkouts import run_git
 from tasks.lineage_records import LOCK_FILE, Records, StageRecord, hashes_in, read_lock, tracked_by_hand
 from tasks.lineage_runs import ModelVersion, Tracking
 from tuneline.errors import StageError, TunelineError

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.git import git_text
 from stages.hashes import file_hash
 from stages.tracking import flatten
-from tasks.lineage_records import PACKAGE_LOCK, Content, Records, StageRecord, git, is_code
+from tasks.lineage_records import PACKAGE_LOCK, Content, Records, StageRecord, is_code
 from tasks.lineage_runs import ModelVersion, TrackedRun, Tracking, commits_with
 from tasks.summary import read_metrics
 from tuneline.errors import TunelineError
@@ -289,7 +290,7 @@ def _file_source(root: Path, role: str, path: str, content: Content | None) -> S
     md5, size = (content.md5, content.size) if content else ("", None)
     is_here = place.is_file() and file_hash(place) == md5
     sha256 = file_hash(place, "sha256") if is_here else ""
-    in_git = bool(git(root, "ls-files", "--", path)) if not path.startswith(("..", "/")) else False
+    in_git = bool(git_text(root, "ls-files", "--", path)) if not path.startswith(("..", "/")) else False
     if is_here:
         text = "these bytes lie in the checkout" if not path.startswith(("..", "/")) else "these bytes lie there"
     elif place.is_dir():

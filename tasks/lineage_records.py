@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from stages.git import git_text, run_git
 from stages.hashes import folder_md5
 from stages.start import START
 from stages.yaml_files import load_yaml
@@ -158,15 +158,15 @@ class Records:
                 continue  # a damaged entry is none; DVC deletes it when it meets it
 
     def _of_history(self) -> Iterator[StageRecord]:
-        commits = git(self.root, "log", "--all", "--format=%H", "--", LOCK_FILE).split()
+        commits = (git_text(self.root, "log", "--all", "--format=%H", "--", LOCK_FILE) or "").split()
         seen = set()
         for commit in commits:
-            blob = git(self.root, "rev-parse", "--verify", "--quiet", f"{commit}:./{LOCK_FILE}")
+            blob = git_text(self.root, "rev-parse", "--verify", "--quiet", f"{commit}:./{LOCK_FILE}")
             if not blob or blob in seen:
                 continue
             seen.add(blob)
             try:
-                yield from read_lock(git_bytes(self.root, "cat-file", "blob", blob), f"dvc.lock of {commit[:10]}")
+                yield from read_lock(run_git(self.root, "cat-file", "blob", blob), f"dvc.lock of {commit[:10]}")
             except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
                 continue
 
@@ -248,15 +248,3 @@ def _record(name: str, entry: dict[str, Any], origin: str) -> StageRecord:
         for kind in ("deps", "outs")
     )
     return StageRecord(name, str(entry["cmd"]), deps, params, outs, origin)
-
-
-def git(root: Path, *arguments: str) -> str:
-    """What git prints; empty where it fails or is missing."""
-    return git_bytes(root, *arguments).decode(errors="replace").strip()
-
-
-def git_bytes(root: Path, *arguments: str) -> bytes:
-    try:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=False).stdout
-    except OSError:
-        return b""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.git import git_text
 from stages.uncommitted import UNCOMMITTED
-from tasks.lineage_records import Content, StageRecord, git
+from tasks.lineage_records import Content, StageRecord
 from tasks.tracking import tracking_uri
 from tuneline.errors import TunelineError
 
@@ -190,4 +191,4 @@ def _tracked(run: Any) -> TrackedRun:
 
 def commits_with(root: Path, md5: str) -> list[str]:
     """Commits that brought or took this hash to or from dvc.lock, the newest first."""
-    return git(root, "log", "--all", "--format=%H", f"-S{md5}", "--", "dvc.lock").split()
+    return (git_text(root, "log", "--all", "--format=%H", f"-S{md5}", "--", "dvc.lock") or "").split()

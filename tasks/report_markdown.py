@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.git import git_text
 from stages.tracking import flatten
 from stages.yaml_files import load_yaml
 from tasks.graph import PARAMS_FILE
 from tasks.report_costs import read_run_costs
 from tasks.report_decisions import read_promotion
 from tasks.report_outcome import outcome
-from tasks.report_parts import git_output, read_environment
+from tasks.report_parts import read_environment
 from tasks.report_text import Limits, duration, number
 from tasks.summary import RunSummary, StageSummary, headline, read_metrics
 from tuneline.errors import TunelineError
@@ -47,10 +48,10 @@ def read_revision(root: Path, name: str, stages: list[str]) -> Revision:
     Raises:
         TunelineError: there is no such commit, or it has no dvc.lock.
     """
-    commit = git_output(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    commit = git_text(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if commit is None:
         raise TunelineError(f"{name} is no commit of this checkout; name a branch, a tag or a hash (`git log`).")
-    if git_output(root, "cat-file", "-e", f"{commit}:dvc.lock") is None:
+    if git_text(root, "cat-file", "-e", f"{commit}:dvc.lock") is None:
         raise TunelineError(
             f"{name} ({commit[:9]}) has no dvc.lock, so nothing is known of what was made there; name a commit that "
             "has one: `git log -- dvc.lock`. After a run, commit dvc.lock and params.yaml."
@@ -73,7 +74,7 @@ def read_revision(root: Path, name: str, stages: list[str]) -> Revision:
             metrics[stage] = {key: value for key, value in values.items() if isinstance(value, int | float)}
     except DvcException as error:
         raise TunelineError(f"DVC cannot read {name} ({commit[:9]}): {error}") from error
-    settings = load_yaml(git_output(root, "show", f"{commit}:{PARAMS_FILE}") or "") or {}
+    settings = load_yaml(git_text(root, "show", f"{commit}:{PARAMS_FILE}") or "") or {}
     return Revision(name, commit, metrics, dict(flatten(settings)), missing)
 
 

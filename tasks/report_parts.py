@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import platform
-import subprocess
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from stages.git import git_text
 from stages.yaml_files import load_yaml
 from tuneline.cli.environment import describe_environment
 
@@ -119,8 +119,8 @@ def read_environment(root: Path) -> Environment:
     lock = root / LOCK_FILE
     return Environment(
         versions=versions,
-        commit=git_output(root, "rev-parse", "HEAD"),
-        num_changed_files=len((git_output(root, "status", "--porcelain") or "").splitlines()),
+        commit=git_text(root, "rev-parse", "HEAD"),
+        num_changed_files=len((git_text(root, "status", "--porcelain") or "").splitlines()),
         lock_hash=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         outputs=_dvc_outputs(root),
     )
@@ -136,15 +136,6 @@ def _dvc_outputs(root: Path) -> list[tuple[str, str, str]]:
         for stage, entry in lock.get("stages", {}).items()
         for out in entry.get("outs", ())
     ]
-
-
-def git_output(root: Path, *arguments: str) -> str | None:
-    """What git prints, without white space around it; None where it fails or does not answer."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _origin(value: Any) -> str:

@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
+from stages.git import git_text, run_git
 from stages.hashes import file_hash
 from stages.start import START, START_RECORD
 from stages.supervise import owner_env, run_guarded, stage_lock
 from stages.yaml_files import load_yaml
 from tasks.checkouts import checkout_environment, scratch_checkout
 from tasks.lineage import Target, find_target
-from tasks.lineage_records import PACKAGE_LOCK, Records, StageRecord, git, is_code
+from tasks.lineage_records import PACKAGE_LOCK, Records, StageRecord, is_code
 from tasks.lineage_runs import Tracking, commits_with
 from tasks.reproduction_compare import Difference, differences_of
 from tasks.verification import changed_inputs
@@ -121,7 +122,7 @@ def _checkout(
             f"{target.name} cannot be reproduced: no commit is known that it was made at (MLflow has no run of it, and "
             "no commit's dvc.lock names it)."
         )
-    if not git(root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"):
+    if git_text(root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}") is None:
         raise TunelineError(
             f"{target.name} was made at the commit {commit}, which this repository lacks; `git fetch` it."
         )
@@ -131,7 +132,7 @@ def _checkout(
     patch = tracking.patch_of(run, folder) if run is not None else None
     if patch is not None:
         say(f"Putting the recorded changes on top ({patch.stat().st_size:,} bytes) ...")
-        top = Path(git(made, "rev-parse", "--show-toplevel"))
+        top = Path(run_git(made, "rev-parse", "--show-toplevel").decode().strip())
         inner = made.resolve().relative_to(top.resolve())
         command = [
             "git",

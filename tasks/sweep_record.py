@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.git import git_text
 from stages.storage import write_whole
 from tasks.summary import RunSummary
 
@@ -98,7 +98,7 @@ def stamp_of(root: Path, files: Iterable[str]) -> str:
     """Unlike for any other commit, changes to tracked files, or sources: a variant with the same stamp need not run."""
     digest = hashlib.sha256()
     for command in (["rev-parse", "HEAD"], ["diff", "--binary", "HEAD"]):
-        digest.update(subprocess.run(["git", *command], cwd=root, capture_output=True, check=False).stdout)
+        digest.update((git_text(root, *command) or "").encode())
     for path in sorted(set(files)):
         place = root / path
         inside = sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stages.git import git_bytes
 from stages.hashes import file_hash, folder_md5
 from stages.yaml_files import load_yaml
 from tasks.graph import PARAMS_FILE, differences
 from tasks.lineage import find_target
-from tasks.lineage_records import Content, Records, StageRecord, git_bytes
+from tasks.lineage_records import Content, Records, StageRecord
 from tasks.lineage_runs import Tracking, commits_with
 from tuneline.errors import TunelineError
 
